@@ -1,4 +1,4 @@
-# Each target sets up what it needs: an environment in .venv (or VENV=path of one that you have), the package in it, nothing else.
+# Each target sets up what it needs: an environment in .venv (or VENV=path of one that you have), and the package in it with all that its notebooks use.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -6,25 +6,25 @@ STAMP := $(VENV)/.holocron_nb
 
 .PHONY: lab tour test docs export clean
 
-lab: $(STAMP)-lab
-	$(BIN)/jupyter lab tutorials/quicktour.ipynb
+lab: $(STAMP)
+	$(BIN)/jupyter lab $(LAB_ARGS) tutorials/quicktour.ipynb
 
-tour: $(STAMP)-dev
-	$(BIN)/python tests/notebooks.py --check --print --flags download -- tutorials/quicktour.ipynb
+tour: $(STAMP)
+	$(BIN)/python tests/notebooks.py --check --print tutorials/quicktour.ipynb
 
-test: $(STAMP)-dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
-docs: $(STAMP)-dev
-	$(BIN)/python -m sphinx -W -b html docs _docs
+docs: $(STAMP)
+	$(BIN)/python docs/pages.py _docs
 	@echo "Open _docs/index.html"
 
-export: $(STAMP)-dev
+export: $(STAMP)
 	$(BIN)/nbdev_export
 	$(BIN)/python docs/readme.py
 
-$(STAMP)-%: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+$(STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
 $(BIN)/python:

@@ -163,8 +163,11 @@ class NotebookError(AssertionError):
     """A cell of a notebook raised."""
 
 
-def run(path, flags=(), store=False):
-    """Runs a notebook in a fresh process; returns the CPU seconds of its cells. Raises NotebookError with the cell and its traceback."""
+def run(path, flags=(), store=False, show=False):
+    """Runs a notebook in a fresh process; stores its outputs or prints their texts if asked to.
+
+    Returns the CPU seconds of its cells. Raises NotebookError with the cell and its traceback.
+    """
     path = Path(path).resolve()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
@@ -182,6 +185,9 @@ def run(path, flags=(), store=False):
         raise NotebookError(error)
     if store:
         _store(path, outputs)
+    if show:
+        for output in (o for cell in outputs.values() for o in cell):
+            print("".join(output.get("text") or output["data"]["text/plain"]).rstrip(), flush=True)
     return seconds
 
 
@@ -202,11 +208,12 @@ def main():
     parser.add_argument("paths", nargs="*", help="notebooks or folders (default: nbs and tutorials)")
     parser.add_argument("--flags", nargs="*", default=[], help="flagged cells to run too: gpu, download")
     parser.add_argument("--check", action="store_true", help="store nothing")
+    parser.add_argument("--print", action="store_true", help="print what the cells print")
     args = parser.parse_args()
     failed = 0
     for path in notebooks(*args.paths):
         try:
-            print(f"{path}: {run(path, args.flags, store=not args.check):.1f} s", flush=True)
+            print(f"{path}: {run(path, args.flags, store=not args.check, show=args.print):.1f} s of CPU", flush=True)
         except NotebookError as error:
             failed += 1
             print(error, file=sys.stderr, flush=True)

@@ -46,7 +46,7 @@ def write_checkpoint(state: dict[str, Any], path: str | Path) -> None:
         if beside.parent.is_dir():
             beside.unlink(missing_ok=True)
 
-
+# %% ../../nbs/trainer/checkpoint.ipynb #5d7a947f
 def check_writable(path: str | Path) -> None:
     """Makes sure, before an hour of training, that a checkpoint can be written.
 
@@ -61,7 +61,7 @@ def check_writable(path: str | Path) -> None:
     except OSError as error:
         raise OSError(f"output_file: no file can be made in {path.parent} ({error.strerror}); choose another folder") from error
 
-
+# %% ../../nbs/trainer/checkpoint.ipynb #9abafc40
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Loads a checkpoint: tensors and plain values only, on the CPU.
 
@@ -100,7 +100,7 @@ def random_state(*loaders) -> dict[str, Any]:
         "loaders": [g.get_state() for g in loader_generators(*loaders)],
     }
 
-
+# %% ../../nbs/trainer/checkpoint.ipynb #30f54f2c
 def set_random_state(state: dict[str, Any], *loaders) -> None:
     """Puts all random states back to what `random_state` returned for the same loaders."""
     torch.set_rng_state(state["torch"])
@@ -123,24 +123,22 @@ def restored(model: nn.Module, optimizer: Optimizer, *loaders, scaler=None) -> I
     weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
     modes = [(m, m.training) for m in model.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    state, groups, defaults = optimizer.state, optimizer.param_groups, dict(optimizer.defaults)
-    scale = scaler.state_dict() if scaler is not None else None
-    seeds = random_state(*loaders)
+    kept = optimizer.state, optimizer.param_groups, dict(optimizer.defaults)
+    scale, seeds = scaler.state_dict() if scaler is not None else None, random_state(*loaders)
     optimizer.state, optimizer.param_groups = defaultdict(dict), []
     for p, _, _ in parameters:
         p.grad = None
     try:
         yield
     finally:
-        optimizer.state, optimizer.param_groups, optimizer.defaults = state, groups, defaults
+        optimizer.state, optimizer.param_groups, optimizer.defaults = kept
         with torch.no_grad():
             for key, value in model.state_dict().items():
                 value.copy_(weights[key])
         for module, training in modes:
             module.training = training
         for p, requires_grad, grad in parameters:
-            p.requires_grad_(requires_grad)
-            p.grad = grad
+            p.requires_grad_(requires_grad).grad = grad
         if scale is not None:
             scaler.load_state_dict(scale)
         set_random_state(seeds, *loaders)

@@ -66,7 +66,6 @@ class ClassificationTrainer(Trainer):
     Args: as those of `Trainer`.
     """
 
-    @torch.inference_mode()
     def evaluate(self) -> dict[str, float]:
         """Evaluates the model on the validation set.
 
@@ -77,17 +76,16 @@ class ClassificationTrainer(Trainer):
         Raises:
             ValueError: if the validation loader is empty.
         """
-        self.model.eval()
-        sums, count = torch.zeros(3, device=self.device), 0
-        for batch in self.val_loader:
-            x, target = self.to_cuda(*batch)
-            logits = self._model(x)
-            hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
-            sums += torch.stack([self.criterion(logits, target) * len(x), hits[:, 0].sum(), hits.sum()])
-            count += len(x)
-        if count == 0:
-            raise ValueError("val_loader: expected at least one batch, got none")
-        return dict(zip(("val_loss", "acc1", "acc5"), (sums / count).tolist(), strict=True))
+        return self._means(self._measure)
+
+    def _measure(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
+        logits = self._forward(x)
+        hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
+        return {"val_loss": self._compare(self.criterion, logits, target) * len(x), "acc1": hits[:, 0].sum(), "acc5": hits.sum()}
+
+    def _probabilities(self, output: Tensor) -> Tensor:
+        """Of each class, float32 (N, K)."""
+        return output.float().softmax(1)
 
     def _scored(self, loader) -> Iterator[tuple[Tensor, ...]]:
         """Per batch: loss, index, target, prediction, and the probabilities of both, on the trainer's device."""
@@ -97,12 +95,14 @@ class ClassificationTrainer(Trainer):
         criterion.reduction = "none"
         for batch in loader:
             x, target = self.to_cuda(*batch)
-            logits = self._model(x).float()
-            probability, prediction = logits.softmax(1).max(1)
-            of_target = logits.softmax(1).gather(1, target[:, None])[:, 0]
+            output = self._forward(x).float()
+            losses, target = self._compare(criterion, output, target), target.long().flatten()
+            probabilities = self._probabilities(output)
+            probability, prediction = probabilities.max(1)
+            of_target = probabilities.gather(1, target[:, None])[:, 0]
             index = torch.arange(start, start + len(x), device=self.device)
             start += len(x)
-            yield criterion(logits, target), index, target, prediction, probability, of_target
+            yield losses, index, target, prediction, probability, of_target
 
     @torch.inference_mode()
     def top_losses(self, num_samples: int = 12, *, split: str = "val") -> list[SampleLoss]:

@@ -108,16 +108,23 @@ class _Setup:
             self.criterion.to(self.device)
         self._model, self._optimizer = self.accelerator.prepare(self.model, self.optimizer)
 
-    def to_cuda(self, x: Tensor, target: Tensor | list[dict[str, Tensor]]) -> tuple[Tensor, Tensor | list[dict[str, Tensor]]]:
+    def to_cuda(
+        self, x: Tensor | list[Tensor], target: Tensor | list[dict[str, Tensor]]
+    ) -> tuple[Tensor | list[Tensor], Tensor | list[dict[str, Tensor]]]:
         """Moves a batch to the trainer's device; a batch that is there already is returned as it is.
 
         Args:
-            x: images.
+            x: images, or a list of images of different sizes.
             target: a tensor, or one dictionary of tensors an image.
         """
-        if isinstance(target, Tensor):
-            return x.to(self.device, non_blocking=True), target.to(self.device, non_blocking=True)
-        return x.to(self.device, non_blocking=True), [{k: v.to(self.device, non_blocking=True) for k, v in t.items()} for t in target]
+        return self._move(x), self._move(target)
+
+    def _move(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(self.device, non_blocking=True)
+        if isinstance(value, dict):
+            return {k: self._move(v) for k, v in value.items()}
+        return [self._move(v) for v in value]
 
     def _reset_optimizer(self, lr: float, freeze_until: str | None, norm_weight_decay: float | None) -> None:
         """Freezes, empties the optimizer and gives it the trainable parameters."""
@@ -197,9 +204,17 @@ def _differences(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[str
 class _Loop(_Checkpointed):
     """Training step by step, epoch by epoch."""
 
+    def _forward(self, x: Tensor) -> Tensor:
+        """The model's output in the form that the criterion and the metrics read."""
+        return self._model(x)
+
+    def _compare(self, criterion: Callable[[Tensor, Tensor], Tensor], output: Tensor, target: Tensor) -> Tensor:
+        """The criterion of an output and its target, brought to the form that the criterion reads."""
+        return criterion(output, target)
+
     def _get_loss(self, x: Tensor, target: Tensor) -> Tensor:
         """Mean loss of a batch that is on the device."""
-        return self.criterion(self._model(x), target)
+        return self._compare(self.criterion, self._forward(x), target)
 
     def _train_step(self, x: Tensor, target: Tensor, share: int = 1, update: bool = True) -> Tensor | None:
         """Forward and backward of one batch of `share` that make an optimizer step; None if it was left out."""
@@ -258,7 +273,39 @@ class _Loop(_Checkpointed):
         return loss
 
 # %% ../../nbs/trainer/core.ipynb #6e579a9f
-class _Fit(_Loop):
+class _Evaluated(_Loop):
+    """Passes over the validation set."""
+
+    @torch.inference_mode()
+    def _sums(self, measure: Callable[[Any, Any], dict[str, Tensor]]) -> tuple[dict[str, Tensor], int]:
+        """What `measure` gives for the batches of the validation set, added up on the device; and the number of samples."""
+        self.model.eval()
+        sums: dict[str, Tensor] = {}
+        count = 0
+        for batch in self.val_loader:
+            x, target = self.to_cuda(*batch)
+            found = measure(x, target)
+            sums = {name: sums[name] + value for name, value in found.items()} if sums else found
+            count += len(x)
+        if count == 0:
+            raise ValueError("val_loader: expected at least one batch, got none")
+        return sums, count
+
+    def _means(self, measure: Callable[[Any, Any], dict[str, Tensor]]) -> dict[str, float]:
+        """The sums of scalars over the number of samples."""
+        sums, count = self._sums(measure)
+        return dict(zip(sums, (torch.stack([value.float() for value in sums.values()]) / count).tolist(), strict=True))
+
+    def evaluate(self) -> dict[str, float]:
+        """Mean loss over the validation set: {"val_loss"}; trainers of a task add its metrics.
+
+        Raises:
+            ValueError: if the validation loader is empty.
+        """
+        return self._means(lambda x, target: {"val_loss": self._get_loss(x, target) * len(x)})
+
+# %% ../../nbs/trainer/core.ipynb #e2d24720
+class _Fit(_Evaluated):
     """Training with evaluation."""
 
     def fit_n_epochs(
@@ -305,22 +352,6 @@ class _Fit(_Loop):
             self.save(self.output_file)
         if self.on_epoch_end is not None:
             self.on_epoch_end(metrics)
-
-    @torch.inference_mode()
-    def evaluate(self) -> dict[str, float]:
-        """Mean loss over the validation set: {"val_loss"}; trainers of a task add its metrics.
-
-        Raises:
-            ValueError: if the validation loader is empty.
-        """
-        self.model.eval()
-        total, count = torch.zeros((), device=self.device), 0
-        for x, target in self.val_loader:
-            total += self._get_loss(*self.to_cuda(x, target)) * len(x)
-            count += len(x)
-        if count == 0:
-            raise ValueError("val_loader: expected at least one batch, got none")
-        return {"val_loss": (total / count).item()}
 
 # %% ../../nbs/trainer/core.ipynb #c9e1021d
 class _Trials(_Fit):

@@ -93,8 +93,8 @@ def plot_lr_curve(lrs: Sequence[float], losses: Sequence[float], beta: float = 0
     ax.plot(lrs, losses, ".", markersize=3, color="0.7")
     ax.plot(lrs, smooth, color="#0072b2")
     if len(lrs) >= 10:
-        low = np.nanmin(smooth)
-        ax.set_ylim(low - 0.15 * (smooth[0] - low) - 1e-3, smooth[0] + 0.6 * (smooth[0] - low) + 1e-3)
+        low, high = np.min(smooth), np.max(smooth[: len(smooth) // 4])  # the level before the fall; a blow-up is cut off
+        ax.set_ylim(low - 0.15 * (high - low) - 1e-3, high + 0.6 * (high - low) + 1e-3)
         for i, (name, lr) in enumerate(suggest_lrs(lrs, losses, beta).items()):
             y = np.interp(np.log10(lr), np.log10(lrs), smooth)
             ax.plot(lr, y, "ov^s"[i], color="#d55e00")

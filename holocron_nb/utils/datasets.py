@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets as tv_datasets
 from torchvision import tv_tensors
-from torchvision.io import ImageReadMode, decode_image, decode_jpeg, read_file
 from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
@@ -74,8 +73,9 @@ def mnist(split: str = "train") -> ArrayDataset:
 def _decode(path: str) -> Tensor:
     """One image file as uint8 [3, H, W]; DataCorrupt names the file if it is none."""
     try:
-        return decode_image(read_file(path), mode=ImageReadMode.RGB)
-    except (RuntimeError, OSError) as error:
+        with Image.open(path) as image:
+            return pil_to_tensor(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataCorrupt(f"{path} cannot be read as an image ({reason}): extract or copy it again") from error
 
@@ -83,8 +83,8 @@ def _decode(path: str) -> Tensor:
 def _decode_all(paths: Sequence[str], title: str) -> Tensor:
     """Decode many images of one size in threads: uint8 [N, 3, H, W]."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as workers:
-        decoded = tqdm(workers.map(_decode, paths, chunksize=64), f"decoding {title} once", len(paths), leave=False, disable=len(paths) < 1000)
-        images = list(decoded)
+        decoded = workers.map(_decode, paths)
+        images = list(tqdm(decoded, f"decoding {title} once", len(paths), leave=False, disable=len(paths) < 1000))
     sizes = {tuple(image.shape) for image in images}
     if len(sizes) != 1:
         raise DataCorrupt(f"{title} should have images of one size, found {sorted(sizes)}")
@@ -119,7 +119,8 @@ def _save_arrays(arrays: dict, file: Path) -> None:
     except (OSError, RuntimeError) as error:
         if beside:
             Path(beside).unlink(missing_ok=True)
-        warnings.warn(f"decoded images cannot be kept in {file} ({error}): set HOLOCRON_NB_CACHE to a writable folder", stacklevel=4)
+        remedy = "set HOLOCRON_NB_CACHE to a writable folder"
+        warnings.warn(f"decoded images cannot be kept in {file} ({error}): {remedy}", stacklevel=4)
 
 # %% ../../nbs/utils/datasets.ipynb #48cc825c
 def _arrays_of_folder(folder: Path, title: str) -> dict:
@@ -284,6 +285,7 @@ def _coco_target(annotations: list[dict], label_of: dict[int, int]) -> dict[str,
         "boxes": _corners([a["bbox"] for a in annotations]),
         "labels": torch.tensor([label_of[a["category_id"]] for a in annotations], dtype=torch.int64),
         "iscrowd": torch.tensor([a.get("iscrowd", 0) for a in annotations], dtype=torch.int64),
+        "area": torch.tensor([a["area"] for a in annotations], dtype=torch.float32),
     }
 
 # %% ../../nbs/utils/datasets.ipynb #940b8219
@@ -292,8 +294,8 @@ def coco128(split: str = "train", task: str = "boxes", transforms: Callable | No
 
     Args:
         split: "train" or "val".
-        task: "boxes": 128 or 64 images, target {"boxes" float32 xyxy [K, 4], "labels", "iscrowd" int64 [K]}; "masks": the 100 or
-            50 images that have one, target int64 [H, W] with 255 where unlabelled.
+        task: "boxes": 128 or 64 images, target {"boxes" float32 xyxy [K, 4], "labels" and "iscrowd" int64 [K], "area"
+            float32 [K]}; "masks": the 100 or 50 images that have one, target int64 [H, W] with 255 where unlabelled.
         transforms: See PhotoDataset.
     Raises:
         DataNotFound, DataCorrupt: As `find`.
@@ -348,8 +350,8 @@ def coco_tiny(split: str = "train", task: str = "instances", transforms: Callabl
 
     Args:
         split: "train" or "val".
-        task: "instances": boxes float32 xyxy [K, 4], labels and iscrowd int64 [K], masks uint8 [K, H, W] of 80 classes;
-            "keypoints": people, with keypoints float32 [K, 17, 3]: x, y, visibility (0 absent, 1 hidden, 2 visible).
+        task: "instances": boxes, labels, iscrowd and area as in `coco128`, and masks uint8 [K, H, W], of 80 classes;
+            "keypoints": people, with the former and keypoints float32 [K, 17, 3]: x, y, visibility (0 absent, 1 hidden, 2 visible).
         transforms: See PhotoDataset; keypoints are handed on as they are.
     Raises:
         DataNotFound, DataCorrupt: As `find`.
@@ -361,7 +363,8 @@ def coco_tiny(split: str = "train", task: str = "instances", transforms: Callabl
     images, annotations, categories, dropped = _read_coco(root / f"annotations/{kind}_{split}2017.json")
     label_of = {category["id"]: label for label, category in enumerate(categories)}
     make = _masks_target if task == "instances" else _people_target
-    targets = [partial(make, _coco_target(found, label_of), found, i["height"], i["width"]) for i, found in zip(images, annotations, strict=True)]
+    pairs = zip(images, annotations, strict=True)
+    targets = [partial(make, _coco_target(found, label_of), found, image["height"], image["width"]) for image, found in pairs]
     paths = [root / f"{split}2017" / image["file_name"] for image in images]
     return PhotoDataset(paths, targets, [category["name"] for category in categories], transforms, dropped)
 

@@ -16,14 +16,8 @@ from .style import BASELINE, COLOURS, subplots
 
 # %% ../../nbs/viz/curves.ipynb #7f7c6b01
 def plot_curves(
-    curves: Mapping[str, object],
-    xlabel: str,
-    ylabel: str,
-    title: str | None = None,
-    baseline: str | None = None,
-    xlog: bool = False,
-    ylog: bool = False,
-    ax: plt.Axes | None = None,
+    curves: Mapping[str, object], xlabel: str, ylabel: str, title: str | None = None, baseline: str | None = None,
+    xlog: bool = False, ylog: bool = False, ax: plt.Axes | None = None,
 ) -> plt.Axes:
     """Curves with direct labels.
 
@@ -57,7 +51,7 @@ def plot_curves(
     _label_ends(ax, ends)
     return ax
 
-
+# %% ../../nbs/viz/curves.ipynb #79ec7e01
 def _points(label: str, curve) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     x, y = curve if isinstance(curve, tuple) else (None, curve)
     y = np.asarray(torch.as_tensor(y, dtype=torch.float64))
@@ -66,7 +60,7 @@ def _points(label: str, curve) -> tuple[np.ndarray, np.ndarray, np.ndarray | Non
         raise ValueError(f"curves[{label!r}]: expected as many x as y, got {len(x)} and {y.shape[-1]}")
     return (x, y, None) if y.ndim == 1 else (x, y.mean(0), y.std(0))
 
-
+# %% ../../nbs/viz/curves.ipynb #87b8b4a6
 def _label_ends(ax: plt.Axes, ends: list) -> None:
     """Writes the labels right of the curves' ends, moved apart where they would overlap."""
     ax.margins(x=0)

@@ -43,7 +43,7 @@ def grad_cam(model: nn.Module, x: Tensor, target: Tensor | int | None = None, la
     cam = F.interpolate(cam.float(), size=x.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
     return cam / cam.amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(cam.dtype).tiny)
 
-
+# %% ../../nbs/viz/grad_cam.ipynb #55f50812
 def _forward(model: nn.Module, x: Tensor, layer: nn.Module | None) -> tuple[Tensor, Tensor]:
     """The feature map to weigh, and the logits."""
     maps: list[Tensor] = []
@@ -63,7 +63,7 @@ def _forward(model: nn.Module, x: Tensor, layer: nn.Module | None) -> tuple[Tens
         raise ValueError(f"layer: no feature map (N, K, h, w) with more than one position met in {type(layer or model).__name__}")
     return maps[-1], logits
 
-
+# %% ../../nbs/viz/grad_cam.ipynb #6c092a9d
 def _targets(target: Tensor | int | None, logits: Tensor) -> Tensor:
     if target is None:
         return logits.argmax(1)

@@ -38,30 +38,42 @@ def shape_walk(
     Raises:
         ValueError: if `names` or `extra` name a module that the walk does not meet.
     """
-    meta, training = on_meta(model), model.training
+    names, extra = names or {}, extra or {}
+    meta = on_meta(model)
     modules = {name: m for name, m in meta.named_modules() if name and name.count(".") < depth}
+    shapes, macs = _walk(meta, modules, input_shape)
+    for argument, cells in {"names": names, **{f"extra[{heading!r}]": cells for heading, cells in extra.items()}}.items():
+        unknown = set(cells) - set(shapes)
+        if unknown:
+            raise ValueError(f"{argument}: expected modules among {', '.join(shapes)}, got {', '.join(sorted(unknown))}")
+    rows = [
+        [names.get(name, name or "whole net"), " x ".join(map(str, shape)), _params(modules.get(name, meta)), macs[name]]
+        + [cells.get(name, "") for cells in extra.values()]
+        for name, shape in shapes.items()
+    ]
+    return Table(["module", "output", "parameters", "multiply-adds", *extra], rows)
+
+
+def _params(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+# %% ../../nbs/viz/shapes.ipynb #45460177
+def _walk(meta: nn.Module, modules: Mapping[str, nn.Module], input_shape: tuple[int, ...]) -> tuple[dict, dict]:
+    """Output shape and multiply-adds by module name, in the order in which the modules finish."""
     shapes: dict[str, tuple[int, ...]] = {}
-    hooks = [m.register_forward_hook(_note_shape(shapes, name)) for name, m in modules.items()]
+    hooks = [m.register_forward_hook(_note_shape(shapes, name)) for name, m in (*modules.items(), ("", meta))]
+    training = meta.training
     dtype = next((p.dtype for p in meta.parameters()), torch.get_default_dtype())
     try:
         with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False, depth=None) as counter:
-            output = meta.eval()(torch.empty(1, *input_shape, dtype=dtype))
+            meta.eval()(torch.empty(1, *input_shape, dtype=dtype))
     finally:
         meta.train(training)
         for hook in hooks:
             hook.remove()
-    _known("names", names or {}, shapes)
-    for heading, cells in (extra or {}).items():
-        _known(f"extra[{heading!r}]", cells, shapes)
     flops, prefix = counter.get_flop_counts(), type(meta).__name__
-    rows = [
-        [(names or {}).get(name, name), _format(shape), _params(modules[name]), sum(flops.get(f"{prefix}.{name}", {}).values()) // 2]
-        + [cells.get(name, "") for cells in (extra or {}).values()]
-        for name, shape in shapes.items()
-    ]
-    whole = ["whole net", _format(tuple(output.shape[1:])), _params(meta), counter.get_total_flops() // 2]
-    columns = ["module", "output", "parameters", "multiply-adds", *(extra or {})]
-    return Table(columns, [*rows, whole + [""] * len(extra or {})])
+    macs = {name: sum(flops.get(f"{prefix}.{name}" if name else "Global", {}).values()) // 2 for name in shapes}
+    return shapes, macs
 
 
 def _note_shape(shapes: dict, name: str):
@@ -70,17 +82,3 @@ def _note_shape(shapes: dict, name: str):
             shapes[name] = tuple(output.shape[1:])
 
     return hook
-
-
-def _known(argument: str, cells: Mapping, shapes: Mapping) -> None:
-    unknown = set(cells) - set(shapes)
-    if unknown:
-        raise ValueError(f"{argument}: expected modules among {', '.join(shapes)}, got {', '.join(sorted(unknown))}")
-
-
-def _params(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def _format(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))

@@ -1,0 +1,120 @@
+"""What the trainer costs beyond a bare PyTorch loop, and what importing the package costs beyond torch.
+
+    python benchmarks/trainer.py
+
+Prints, each against its baseline in the same run: microseconds a step on a linear model (at most 180), the share on a step of about
+20 ms (at most 1 %), the rate finder against as many training steps (at most 1.1), the import (at most 0.15 s).
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import torch
+from torch import nn
+
+from holocron_nb.trainer import Trainer
+
+STEPS = 200
+
+
+class Batches(list):
+    """Batches that are there already: what is measured is the loop, not the data."""
+
+
+def make(width, batch):
+    torch.manual_seed(0)
+    model = nn.Linear(8, 1) if width is None else nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+    size = (8, 1) if width is None else (width, width)
+    batches = Batches((torch.randn(batch, size[0]), torch.randn(batch, size[1])) for _ in range(STEPS if width is None else 20))
+    return model, batches, nn.MSELoss()
+
+
+def bare(model, batches, criterion, lr=1e-3):
+    """The loop that the trainer is measured against: the same schedule and the same mean of the losses."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=len(batches))
+    model.train()
+    total = torch.zeros(())
+    start = time.perf_counter()
+    for x, target in batches:
+        loss = criterion(model(x), target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        total += loss.detach()
+    return time.perf_counter() - start
+
+
+def make_trainer(model, batches, criterion):
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    trainer = Trainer(model, batches, batches[:1], criterion, optimizer, output_file=f"{tempfile.mkdtemp()}/best.pth")
+    trainer.fit_n_epochs(1, lr=1e-3)
+    return trainer
+
+
+def epoch(trainer):
+    """One epoch of the trainer, without evaluation."""
+    trainer.scheduler = torch.optim.lr_scheduler.OneCycleLR(trainer.optimizer, max_lr=1e-3, total_steps=len(trainer.train_loader))
+    start = time.perf_counter()
+    trainer._fit_epoch("epoch")
+    return time.perf_counter() - start
+
+
+def interleaved(first, second, repeats):
+    """Best times of two functions, run in turns so that both see the same machine."""
+    times = [(first(), second()) for _ in range(repeats)]
+    return min(t for t, _ in times), min(t for _, t in times)
+
+
+def measure_overhead(repeats):
+    model, batches, criterion = make(None, 32)
+    trainer = make_trainer(model, batches, criterion)
+    base, ours = interleaved(lambda: bare(model, batches, criterion), lambda: epoch(trainer), repeats)
+    print(f"linear model: bare loop {base / STEPS * 1e6:.0f} us a step, trainer {(ours - base) / STEPS * 1e6:+.0f} us (at most 180)")
+
+    model, batches, criterion = make(1024, 160)
+    trainer = make_trainer(model, batches, criterion)
+    times = [(bare(model, batches, criterion), epoch(trainer)) for _ in range(repeats)]
+    share = statistics.median(ours / base - 1 for base, ours in times)
+    step = statistics.median(base for base, _ in times) / len(batches)
+    print(f"step of {step * 1e3:.0f} ms: trainer {share:+.2%} (at most 1 %), median of {repeats} pairs")
+
+
+def measure_find_lr(repeats):
+    model, batches, criterion = make(None, 32)
+    batches = Batches(batches[:100])
+    trainer = make_trainer(model, batches, criterion)
+
+    def search():
+        start = time.perf_counter()
+        trainer.find_lr(num_it=100)
+        return time.perf_counter() - start
+
+    base, ours = interleaved(lambda: epoch(trainer), search, repeats)
+    print(f"rate finder on a linear model, the worst case: {ours / base:.2f} times 100 training steps (at most 1.1)")
+
+
+def measure_import(repeats):
+    def seconds(code):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return time.perf_counter() - start
+
+    base, ours = interleaved(lambda: seconds("import torch, torchvision"), lambda: seconds("import torch, torchvision, holocron_nb"), repeats)
+    print(f"import: torch and torchvision {base:.2f} s, with holocron_nb {ours - base:+.3f} s (at most 0.15)")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    measure_overhead(args.repeats)
+    measure_find_lr(args.repeats)
+    measure_import(args.repeats)
