@@ -62,7 +62,7 @@ def _points(label: str, curve) -> tuple[np.ndarray, np.ndarray, np.ndarray | Non
 
 # %% ../../nbs/viz/curves.ipynb #87b8b4a6
 def _label_ends(ax: plt.Axes, ends: list) -> None:
-    """Writes the labels right of the curves' ends, moved apart where they would overlap."""
+    """Writes the labels right of the curves' ends, moved apart where they would overlap; they follow when the axis is rescaled."""
     ax.margins(x=0)
     ax.figure.draw_without_rendering()
     heights = [ax.transData.transform((x, y))[1] for x, y, _, _ in ends]
@@ -71,5 +71,6 @@ def _label_ends(ax: plt.Axes, ends: list) -> None:
     for i in np.argsort(heights):
         height = heights[i] if not placed else max(heights[i], placed[-1] + line)
         placed.append(height)
-        fraction = ax.transAxes.inverted().transform((0, height))[1]
-        ax.text(1.01, fraction, ends[i][2], color=ends[i][3], transform=ax.transAxes, va="center", fontsize=9)
+        _, y, label, colour = ends[i]
+        place = {"xy": (1, y), "xycoords": ("axes fraction", "data"), "textcoords": "offset points", "annotation_clip": False}
+        ax.annotate(label, xytext=(4, (height - heights[i]) * 72 / ax.figure.dpi), color=colour, va="center", fontsize=9, **place)
