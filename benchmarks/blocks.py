@@ -44,6 +44,7 @@ class Row:
 
 ROWS = [
     Row("FocalLoss", "F.cross_entropy", "[256, 1000]", partial(classification, 256, 1000), hnn.FocalLoss(), F.cross_entropy, 2.5),
+    Row("PolyLoss", "F.cross_entropy", "[256, 1000]", partial(classification, 256, 1000), hnn.PolyLoss(), F.cross_entropy, 2.5),
 ]
 
 

@@ -10,7 +10,7 @@ __all__ = []
 from importlib import import_module
 
 __doc__ = "The executable library of computer-vision papers."
-__all__ = ["models", "nn", "optim", "papers", "trainer", "transforms", "utils", "viz", "widgets"]
+__all__ = ["models", "nn", "ops", "optim", "papers", "trainer", "transforms", "utils", "viz", "widgets"]
 
 
 def __getattr__(name: str):

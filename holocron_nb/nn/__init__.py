@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../../nbs/nn/index.ipynb #ddb8f7e1
 from . import functional
-from .losses import FocalLoss, Loss
+from .losses import FocalLoss, Loss, PolyLoss
 
 # %% ../../nbs/nn/index.ipynb #198b694c
-__all__ = ["FocalLoss", "Loss", "functional"]
+__all__ = ["FocalLoss", "Loss", "PolyLoss", "functional"]

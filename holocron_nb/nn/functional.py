@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/nn/functional.ipynb #d2fd4184
 from .losses.focal import focal_loss
+from .losses.poly import poly_loss
 
 # %% ../../nbs/nn/functional.ipynb #306a3871
-__all__ = ["focal_loss"]
+__all__ = ["focal_loss", "poly_loss"]

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../../nbs/nn/losses/index.ipynb #e7081628
 from .base import Loss
 from .focal import FocalLoss, focal_loss
+from .poly import PolyLoss, poly_loss
 
 # %% ../../../nbs/nn/losses/index.ipynb #3bd13a02
-__all__ = ["FocalLoss", "Loss", "focal_loss"]
+__all__ = ["FocalLoss", "Loss", "PolyLoss", "focal_loss", "poly_loss"]
