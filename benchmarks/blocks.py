@@ -20,15 +20,25 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import complete_box_iou
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from holocron_nb import nn as hnn  # noqa: E402
+from holocron_nb.ops import ciou_loss  # noqa: E402
 
 
 def classification(n, k):
     """Logits (n, k) that need a gradient, and class indices (n,)."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(n, k, generator=generator).requires_grad_(), torch.randint(k, (n,), generator=generator)
+
+
+def box_pairs(m, n):
+    """Boxes (m, 4) that need a gradient, and boxes (n, 4)."""
+    generator = torch.Generator().manual_seed(0)
+    centre, half = 100 * torch.rand(m + n, 2, generator=generator), 0.5 + 20 * torch.rand(m + n, 2, generator=generator)
+    boxes = torch.cat([centre - half, centre + half], dim=1)
+    return boxes[:m].requires_grad_(), boxes[m:]
 
 
 @dataclass
@@ -44,7 +54,9 @@ class Row:
 
 ROWS = [
     Row("FocalLoss", "F.cross_entropy", "[256, 1000]", partial(classification, 256, 1000), hnn.FocalLoss(), F.cross_entropy, 2.5),
+    Row("ComplementCrossEntropy", "F.cross_entropy", "[256, 1000]", partial(classification, 256, 1000), hnn.ComplementCrossEntropy(), F.cross_entropy, 4.0),
     Row("PolyLoss", "F.cross_entropy", "[256, 1000]", partial(classification, 256, 1000), hnn.PolyLoss(), F.cross_entropy, 2.5),
+    Row("ciou_loss", "complete_box_iou", "2000 x 500", partial(box_pairs, 2000, 500), ciou_loss, complete_box_iou, 1.0),
 ]
 
 

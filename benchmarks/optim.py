@@ -47,6 +47,11 @@ def optimizers():
         yield row, functools.partial(classes[name], **options), limit
 
 
+# Each wrapper around AdamW beside AdamW alone, averaged over a period, at the end of which a wrapper does its work.
+PERIOD = 6
+WRAPPERS = {"Lookahead(AdamW)": optim.Lookahead, "Scout(AdamW)": optim.Scout}
+WRAPPER_LIMIT = 1.1
+
 SHAPES = {
     "ResNet-50, 161 tensors": [p.shape for p in torchvision.models.resnet50().parameters()],
     "2,000 tensors of 64": [torch.Size([64])] * 2000,
@@ -99,12 +104,26 @@ def copy_bandwidth(device, repetitions=10):
     return 2 * source.nbytes / statistics.median(timed(lambda: target.copy_(source), device) for _ in range(repetitions))
 
 
-def race(contenders, device, repetitions, warm_up=3):
+def race(contenders, device, repetitions, steps=1, warm_up=3):
     for repetition in range(repetitions + warm_up):
         for c in contenders:
-            seconds = timed(c.optimizer.step, device)
+            seconds = timed(lambda step=c.optimizer.step: [step() for _ in range(steps)], device)
             if repetition >= warm_up:
-                c.seconds.append(seconds)
+                c.seconds.append(seconds / steps)
+
+
+def report(title, contenders, bandwidth):
+    """Prints the table, its first row the baseline; returns a sentence for each row above its limit."""
+    print(f"\n{title}\n{'':28}      ms  ratio  limit  state  least GB  of copy")
+    over = []
+    for c in contenders:
+        ratio, numel = c.median / contenders[0].median, sum(p.numel() for p in c.params)
+        share = c.least_bytes / bandwidth / c.median
+        limit, state = f"{c.limit:5.2f}" if c.limit else "     ", c.state_bytes / numel
+        print(f"{c.name:28}{c.median * 1e3:8.2f}  {ratio:5.2f}  {limit}  {state:5.1f}  {c.least_bytes / 1e9:8.3f}  {share:6.0%}")
+        if c.limit and ratio > c.limit:
+            over.append(f"{c.name}, {title}: {ratio:.2f} > {c.limit}")
+    return over
 
 
 def main():
@@ -120,17 +139,18 @@ def main():
     bandwidth = copy_bandwidth(args.device)
     print(f"torch {torch.__version__}, {args.device}, {args.threads} threads; copy: {bandwidth / 1e9:.1f} GB/s")
     for title, shapes in SHAPES.items():
-        baseline = contender(f"AdamW({next(iter(mode))}=True)", lambda p: torch.optim.AdamW(p, **mode), None, shapes, args.device)
-        rivals = [contender(*row, shapes, args.device) for row in optimizers() if not args.only or row[0] in args.only]
-        race([baseline, *rivals], args.device, args.repetitions)
-        print(f"\n{title}\n{'':28}      ms  ratio  limit  state  least GB  of copy")
-        for c in (baseline, *rivals):
-            ratio, numel = c.median / baseline.median, sum(p.numel() for p in c.params)
-            share = c.least_bytes / bandwidth / c.median
-            limit, state = f"{c.limit:5.2f}" if c.limit else "     ", c.state_bytes / numel
-            print(f"{c.name:28}{c.median * 1e3:8.2f}  {ratio:5.2f}  {limit}  {state:5.1f}  {c.least_bytes / 1e9:8.3f}  {share:6.0%}")
-            if c.limit and ratio > c.limit:
-                over.append(f"{c.name}, {title}: {ratio:.2f} > {c.limit}")
+
+        def base(p):
+            return torch.optim.AdamW(p, **mode)
+
+        rows = [(f"AdamW({next(iter(mode))}=True)", base, None)]
+        wrapped = [(name, lambda p, wrapper=wrapper: wrapper(base(p)), WRAPPER_LIMIT) for name, wrapper in WRAPPERS.items()]
+        for steps, rivals, what in ((1, optimizers(), title), (PERIOD, wrapped, f"{title}, averaged over {PERIOD} steps")):
+            chosen = [row for row in rivals if not args.only or row[0] in args.only]
+            if chosen:
+                contenders = [contender(*row, shapes, args.device) for row in [*rows, *chosen]]
+                race(contenders, args.device, args.repetitions, steps)
+                over += report(what, contenders, bandwidth)
     if over:
         sys.exit("above the limit: " + "; ".join(over))
 

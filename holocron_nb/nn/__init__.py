@@ -7,7 +7,11 @@ __all__ = []
 
 # %% ../../nbs/nn/index.ipynb #ddb8f7e1
 from . import functional
-from .losses import FocalLoss, Loss, PolyLoss
+from .convs import Involution2d, PyConv2d
+from .losses import ComplementCrossEntropy, DiceLoss, FocalLoss, Loss, PolyLoss
+from .regularization import DropBlock2d
 
 # %% ../../nbs/nn/index.ipynb #198b694c
-__all__ = ["FocalLoss", "Loss", "PolyLoss", "functional"]
+__all__ = [
+    "ComplementCrossEntropy", "DiceLoss", "DropBlock2d", "FocalLoss", "Involution2d", "Loss", "PolyLoss", "PyConv2d", "functional",
+]

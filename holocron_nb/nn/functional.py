@@ -6,8 +6,12 @@
 __all__ = []
 
 # %% ../../nbs/nn/functional.ipynb #d2fd4184
+from .convs.involution import involution2d
+from .losses.complement_cross_entropy import complement_cross_entropy
+from .losses.dice import dice_loss
 from .losses.focal import focal_loss
 from .losses.poly import poly_loss
+from .regularization.drop_block import dropblock2d
 
 # %% ../../nbs/nn/functional.ipynb #306a3871
-__all__ = ["focal_loss", "poly_loss"]
+__all__ = ["complement_cross_entropy", "dice_loss", "dropblock2d", "focal_loss", "involution2d", "poly_loss"]

@@ -7,4 +7,4 @@ __all__ = []
 
 # %% ../../nbs/ops/index.ipynb #3e3f0a4c
 from . import boxes as boxes
-from .boxes import box_giou as box_giou
+from .boxes import box_giou as box_giou, ciou_loss as ciou_loss, diou_loss as diou_loss

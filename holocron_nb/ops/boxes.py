@@ -6,7 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/ops/boxes.ipynb #3547b581
+from .diou_ciou import aspect_ratio, aspect_ratio_consistency, ciou_loss, diou_loss, iou_penalty
 from .giou import box_giou
 
 # %% ../../nbs/ops/boxes.ipynb #cc132830
-__all__ = ["box_giou"]
+__all__ = ["aspect_ratio", "aspect_ratio_consistency", "box_giou", "ciou_loss", "diou_loss", "iou_penalty"]

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .foreach import ForeachOptimizer, _shared, addcdiv_, check_common, debias, require, scale_, shift_
+from .foreach import ForeachOptimizer, addcdiv_, check_common, debias, require, scale_, shared, shift_
 
 # %% ../../nbs/optim/tadam.ipynb #5b0e76eb
 def _misfits(surprise: list[Tensor], variances: list[Tensor], numels: list[Tensor], dof: float | None, eps: float) -> Tensor:
-    floor = _shared(eps, variances)
+    floor = shared(eps, variances)
     if variances[0].device.type == "cpu" and isinstance(floor, Tensor):
         floor = [floor] * len(variances)  # on a CPU the sum of two lists is the fastest, on a GPU it would be many kernels
     scaled = torch._foreach_add(variances, floor)

@@ -6,13 +6,16 @@
 __all__ = []
 
 # %% ../../nbs/trainer/index.ipynb #081db2ca
+from .binary import BinaryClassificationTrainer
 from .classification import ClassificationTrainer, SampleLoss
 from .core import Trainer
+from .detection import DetectionTrainer
 from .lr_finder import smooth_losses, suggest_lrs
+from .segmentation import SegmentationTrainer
 from .utils import freeze_bn, freeze_model, split_normalization_params
 
 # %% ../../nbs/trainer/index.ipynb #4ccd2058
 __all__ = [
-    "ClassificationTrainer", "SampleLoss", "Trainer",
+    "BinaryClassificationTrainer", "ClassificationTrainer", "DetectionTrainer", "SampleLoss", "SegmentationTrainer", "Trainer",
     "freeze_bn", "freeze_model", "smooth_losses", "split_normalization_params", "suggest_lrs",
 ]

@@ -76,7 +76,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
         size = path.stat().st_size
-        raise ValueError(f"state: {path} ({size:,} bytes) is truncated or no checkpoint of this toolkit: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"state: {path} ({size:,} bytes) is truncated or no checkpoint of this toolkit: {reason}") from error
     return state
 
 # %% ../../nbs/trainer/checkpoint.ipynb #057735cd

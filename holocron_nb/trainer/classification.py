@@ -150,6 +150,6 @@ class ClassificationTrainer(Trainer):
         for ax in axes.flat:
             ax.axis("off")
         for ax, s in zip(axes.flat, worst, strict=False):
-            ax.imshow(sample_image(self.val_loader.dataset, s.index, mean, std))
+            ax.imshow(sample_image(self.val_loader.dataset, s.index, mean, std), cmap="gray")
             ax.set_title(f"{classes[s.prediction]} {s.probability:.2f}\nis {classes[s.target]}, loss {s.loss:.1f}", fontsize=8)
         plt.show(**kwargs)

@@ -240,7 +240,8 @@ class _Loop(_Checkpointed):
         finite = math.isfinite(loss.item())
         self._nan_count = 0 if finite else self._nan_count + 1
         if self._nan_count > self.nan_tolerance:
-            raise ValueError(f"loss: NaN or infinite for more than {self.nan_tolerance} batches in a row (nan_tolerance) in epoch {self.epoch + 1}")
+            where = f"in epoch {self.epoch + 1}"
+            raise ValueError(f"loss: NaN or infinite for more than {self.nan_tolerance} batches in a row (nan_tolerance) {where}")
         return not finite
 
     def _fit_epoch(self, title: str) -> float:

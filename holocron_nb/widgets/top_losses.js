@@ -52,12 +52,15 @@ function badge(card) {
 }
 
 function facts(card) {
-  const wrong = card.prediction !== card.target;
-  const row = (name, value, extra) => [make("dt", {}, name), make("dd", { title: value }, value, extra)];
-  return make("dl", {},
-    ...row("label", card.target),
-    ...row("predicted", card.prediction, make("span", { class: `hn-number${wrong ? " hn-wrong" : ""}` }, ` ${card.probability}`)),
-    ...row("loss", card.loss, make("span", { class: "hn-number" }, ` · margin ${card.margin}`)));
+  return make("dl", {}, ...card.facts.flatMap(([name, value, number, wrong]) => [
+    make("dt", {}, name),
+    make("dd", { title: `${value} ${number}` }, make("span", { class: "hn-value" }, value),
+      number ? make("span", { class: `hn-number${wrong ? " hn-wrong" : ""}` }, number) : null),
+  ]));
+}
+
+function flag(card) {
+  return card.suspect ? make("span", { class: "hn-flag", title: card.suspect }, "⚑ label?") : null;
 }
 
 function render({ model, el }) {
@@ -88,8 +91,12 @@ function render({ model, el }) {
     choice("target", "Label", counted("targets")),
     choice("predicted", "Predicted", counted("predictions")),
     choice("decided", "Decision", () => [["", "all"], ["undecided", "undecided"], ["keep", "kept"], ["relabel", "relabelled"], ["delete", "deleted"]]),
-    choice("order", "Order by", () => [["loss", "loss"], ["confidence", "confidence"], ["margin", "margin"]]),
+    choice("order", "Order by", () => (view().orders ?? []).map((name) => [name, name])),
   ];
+  const suspects = make("input", { type: "checkbox", onchange: () => set("suspects", suspects.checked) });
+  const suspectsText = make("span", {});
+  const suspectsNode = make("label", { class: "hn-check", title: "show only samples of whose prediction the net is surer than it is of that class on average" },
+    suspects, suspectsText);
   const turn = (by) => {
     const page = model.get("page") + by;
     if (page >= 1 && page <= view().pages) {
@@ -101,7 +108,7 @@ function render({ model, el }) {
   const after = button("›", "next page (Page Down)", () => turn(1), { "aria-label": "next page" });
   const position = make("span", { class: "hn-position" });
   const heading = make("div", { class: "hn-heading" });
-  const toolbar = make("div", { class: "hn-toolbar" }, ...choices.map((c) => c.node), make("div", { class: "hn-pages" }, before, position, after));
+  const toolbar = make("div", { class: "hn-toolbar" }, ...choices.map((c) => c.node), suspectsNode, make("div", { class: "hn-pages" }, before, position, after));
 
   // ---- label picker: type to narrow, arrows and Enter, or click
   let picker = null;
@@ -173,7 +180,8 @@ function render({ model, el }) {
     const pressed = (what) => ({ "aria-pressed": String(card.action === what), tabindex: back.dataset.key ? "-1" : null, "data-do": what });
     row.append(
       button("✓ Keep", "keep (K)", act("keep"), pressed("keep")),
-      button("✎ Relabel", "relabel (R)", () => openPicker(card, row, back), { ...pressed("relabel"), "aria-haspopup": "listbox" }),
+      ...(view().relabels ? [
+        button("✎ Relabel", "relabel (R)", () => openPicker(card, row, back), { ...pressed("relabel"), "aria-haspopup": "listbox" })] : []),
       button("✕ Delete", "delete (D)", act("delete"), pressed("delete")));
     return row;
   };
@@ -197,7 +205,7 @@ function render({ model, el }) {
       node.setAttribute("aria-label", card.words);
       node.dataset.action = card.action;
       const open = make("div", { class: "hn-frame", title: "open the large view (Enter)", onclick: () => set("selected", card.index) },
-        picture(bytes, card.words), badge(card));
+        picture(bytes, card.words), flag(card), badge(card));
       node.replaceChildren(open, facts(card), actions(card, node));
     }
     node.tabIndex = i === focused ? 0 : -1;
@@ -254,17 +262,18 @@ function render({ model, el }) {
     drawnLarge = state;
     large.dataset.shown = card.key;
     large.setAttribute("aria-label", card.words);
-    large.replaceChildren(
+    large.replaceChildren(...[
       make("div", { class: "hn-row" },
         button("← Gallery", "back to the gallery (Esc)", () => set("selected", null), { "data-do": "back" }),
         button("‹ Previous", "previous sample (←)", () => set("selected", card.previous), { disabled: card.previous === null, "data-do": "previous" }),
         button("Next ›", "next sample (→)", () => set("selected", card.next), { disabled: card.next === null, "data-do": "next" }),
         make("strong", {}, `Sample ${card.index}`), badge(card)),
+      card.suspect ? make("div", { class: "hn-doubt" }, `⚑ ${card.suspect}`) : null,
       make("div", { class: "hn-pictures" }, ...(ready.length ? ready : [{ title: "", alt: card.words }]).map((p) =>
         make("figure", {}, picture(p.image, p.alt), make("figcaption", {}, p.title === "original" ? "original" : p.alt)))),
       make("div", { class: "hn-row hn-facts" }, facts(card),
-        make("div", { class: "hn-more" }, `probability of the label ${card.target_probability}`, card.path ? make("code", {}, card.path) : null)),
-      actions(card, large));
+        card.path ? make("code", {}, card.path) : null),
+      actions(card, large)].filter(Boolean));
     if (!wasOpen || (inside === undefined && !large.contains(document.activeElement))) {
       if (!wasOpen || document.activeElement === document.body) large.focus();
     } else if (inside) (large.querySelector(`[data-do="${inside}"]:not([disabled])`) ?? large).focus();
@@ -288,6 +297,9 @@ function render({ model, el }) {
     const v = view();
     heading.replaceChildren(make("strong", {}, "Top losses"), ` ${v.total ?? 0} worst of ${v.size ?? 0} samples · ${v.count ?? 0} shown`);
     for (const c of choices) c.fill();
+    suspectsText.textContent = `likely label errors (${v.suspects ?? 0})`;
+    suspects.checked = model.get("suspects");
+    suspectsNode.hidden = !v.suspects && !suspects.checked;
     position.textContent = `page ${model.get("page")} of ${v.pages ?? 1}`;
     before.disabled = model.get("page") <= 1;
     after.disabled = model.get("page") >= (v.pages ?? 1);
@@ -300,7 +312,7 @@ function render({ model, el }) {
     status.classList.toggle("hn-error", message.startsWith("Not done"));
   };
 
-  const root = make("div", { class: "hn-top-losses", role: "region", "aria-label": "Top losses", "data-lm-suppress-shortcuts": "true" },
+  const root = make("div", { class: "hn-top-losses", role: "region", "aria-label": "Top losses", "data-live": model.get("_key"), "data-lm-suppress-shortcuts": "true" },
     heading, toolbar, gallery, large, make("div", { class: "hn-row hn-foot" }, undo, tally, refresh), files, status, help);
 
   // ---- keys: those of the notebook around us ("D D" deletes a cell) must not see ours
@@ -318,7 +330,7 @@ function render({ model, el }) {
       k: () => send("keep", card.index),
       d: () => send("delete", card.index),
       delete: () => send("delete", card.index),
-      r: () => (isLarge ? openPicker(card, large.querySelector(".hn-actions"), large) : openPicker(card, node.querySelector(".hn-actions"), node)),
+      ...(view().relabels ? { r: () => (isLarge ? openPicker(card, large.querySelector(".hn-actions"), large) : openPicker(card, node.querySelector(".hn-actions"), node)) } : {}),
       arrowright: () => (isLarge ? move(card.next) : focusCard(at + 1)),
       arrowleft: () => (isLarge ? move(card.previous) : focusCard(at - 1)),
       ...(isLarge ? { escape: () => set("selected", null) } : {
@@ -334,7 +346,7 @@ function render({ model, el }) {
   root.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     event.stopPropagation();
-    if (["INPUT", "SELECT", "TEXTAREA"].includes(event.target.tagName)) return;
+    if (["SELECT", "TEXTAREA"].includes(event.target.tagName) || event.target.matches("input[type=text]")) return;
     const card = current();
     const act = { u: () => send("undo"), pageup: () => turn(-1), pagedown: () => turn(1) }[event.key.toLowerCase()] ?? (card && onCard(card, event));
     if (act) {
@@ -349,7 +361,7 @@ function render({ model, el }) {
     drawRest();
     addresses.keep(new Set([...Object.values(model.get("_thumbnails")), ...(model.get("_large").pictures ?? []).map((p) => p.image)]));
   };
-  const watched = ["_view", "_thumbnails", "_large", "_message", "classes", "page"].map((name) => `change:${name}`).join(" ");
+  const watched = ["_view", "_thumbnails", "_large", "_message", "classes", "page", "suspects"].map((name) => `change:${name}`).join(" ");
   model.on(watched, draw);
   el.append(root);
   draw();

@@ -87,7 +87,8 @@ def output_size(
     reach = [d * (k - 1) + 1 for k, d in zip(kernel_size, dilation, strict=True)]
     room = [n + 2 * p - r for n, p, r in zip(size, padding, reach, strict=True)]
     if min(room) < 0:
-        raise ValueError(f"x: expected a map of at least {tuple(r - 2 * p for r, p in zip(reach, padding, strict=True))} pixels, got {tuple(size)}")
+        least = [r - 2 * p for r, p in zip(reach, padding, strict=True)]
+        raise ValueError(f"x: expected a map of at least {least[0]} x {least[1]} pixels, got {size[0]} x {size[1]}")
     return room[0] // stride[0] + 1, room[1] // stride[1] + 1
 
 # %% ../../../nbs/nn/convs/base.ipynb #250a962f

@@ -7,8 +7,13 @@ __all__ = []
 
 # %% ../../../nbs/nn/losses/index.ipynb #e7081628
 from .base import Loss
+from .complement_cross_entropy import ComplementCrossEntropy, complement_cross_entropy
+from .dice import DiceLoss, dice_loss
 from .focal import FocalLoss, focal_loss
 from .poly import PolyLoss, poly_loss
 
 # %% ../../../nbs/nn/losses/index.ipynb #3bd13a02
-__all__ = ["FocalLoss", "Loss", "PolyLoss", "focal_loss", "poly_loss"]
+__all__ = [
+    "ComplementCrossEntropy", "DiceLoss", "FocalLoss", "Loss", "PolyLoss", "complement_cross_entropy", "dice_loss", "focal_loss",
+    "poly_loss",
+]
