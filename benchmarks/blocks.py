@@ -54,7 +54,10 @@ class Row:
 
 ROWS = [
     Row("FocalLoss", "F.cross_entropy", "[256, 1000]", partial(classification, 256, 1000), hnn.FocalLoss(), F.cross_entropy, 2.5),
-    Row("ComplementCrossEntropy", "F.cross_entropy", "[256, 1000]", partial(classification, 256, 1000), hnn.ComplementCrossEntropy(), F.cross_entropy, 4.0),
+    Row(
+        "ComplementCrossEntropy", "F.cross_entropy", "[256, 1000]", partial(classification, 256, 1000), hnn.ComplementCrossEntropy(),
+        F.cross_entropy, 4.0,
+    ),
     Row("PolyLoss", "F.cross_entropy", "[256, 1000]", partial(classification, 256, 1000), hnn.PolyLoss(), F.cross_entropy, 2.5),
     Row("ciou_loss", "complete_box_iou", "2000 x 500", partial(box_pairs, 2000, 500), ciou_loss, complete_box_iou, 1.0),
 ]
@@ -88,12 +91,12 @@ def main():
     torch.set_num_threads(args.threads)
     over = []
     print(f"torch {torch.__version__}, {args.device}, {args.threads} threads\n")
-    print(f"{'block':20}{'baseline':20}{'input':16}{'us':>8}{'us':>8}{'ratio':>7}{'limit':>7}")
+    print(f"{'block':24}{'baseline':20}{'input':16}{'us':>8}{'us':>8}{'ratio':>7}{'limit':>7}")
     for row in ROWS:
         if args.only and row.name not in args.only:
             continue
         ours, theirs = race(row, args.device, args.repetitions)
-        print(f"{row.name:20}{row.baseline_name:20}{row.shape:16}{ours * 1e6:8.0f}{theirs * 1e6:8.0f}{ours / theirs:7.2f}{row.limit:7.1f}")
+        print(f"{row.name:24}{row.baseline_name:20}{row.shape:16}{ours * 1e6:8.0f}{theirs * 1e6:8.0f}{ours / theirs:7.2f}{row.limit:7.1f}")
         if ours / theirs > row.limit:
             over.append(f"{row.name}: {ours / theirs:.2f} > {row.limit}")
     if over:

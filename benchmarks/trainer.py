@@ -61,7 +61,7 @@ def epoch(trainer):
     """One epoch of the trainer, without evaluation."""
     trainer.scheduler = torch.optim.lr_scheduler.OneCycleLR(trainer.optimizer, max_lr=1e-3, total_steps=len(trainer.train_loader))
     start = time.perf_counter()
-    trainer._fit_epoch("epoch")
+    trainer._fit_epoch()
     return time.perf_counter() - start
 
 

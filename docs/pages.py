@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 import holocron_nb  # noqa: E402
 from holocron_nb import models, papers  # noqa: E402
-from holocron_nb.papers.claims import CLAIM_MIME, COLUMNS, measure  # noqa: E402
+from holocron_nb.papers.claims import COLUMNS, measure  # noqa: E402
 
 ROOMS = ["papers", "nn", "ops", "optim", "transforms", "utils", "models", "trainer", "viz", "widgets"]
 
@@ -136,14 +136,10 @@ def _documented(module: str, name: str, value) -> str:
     return f".. py:currentmodule:: {module}\n.. py:data:: {name}\n   :value: {shown}\n"
 
 
-def scoreboard_page(texts: dict[str, str]) -> str:
+def scoreboard_page() -> str:
     """The claims of all papers, measured on the registered models or read from the notebooks that show them."""
-    outputs = [o for text in texts.values() for cell in json.loads(text)["cells"] for o in cell.get("outputs", [])]
-    verdicts = [o["data"][CLAIM_MIME] for o in outputs if CLAIM_MIME in o.get("data", {})]
-    constructors = models.constructors()
-    table = papers.scoreboard(constructors, verdicts)
-    for row, paper in zip(table.rows, papers.catalogue().values(), strict=True):
-        row[0] = f"[{paper.title}]({paper.notebook}.html)"
+    verdicts, constructors = papers.recorded(ROOT / "nbs"), models.constructors()
+    table = papers.scoreboard(constructors, verdicts, link="{notebook}.html")
     lines = [
         "# Scoreboard",
         "> What the papers claim, and what this code measures.",
@@ -186,7 +182,7 @@ def stage(folder: Path) -> None:
     ]
     files = {f"{page}.ipynb": notebook_page(page, path, "\n\n".join(tree.get(page, []))) for page, path in pages.items()}
     files |= {f"api/{name}.md": module_page(name, names, pages) for name in names}
-    files["scoreboard.md"] = scoreboard_page(texts)
+    files["scoreboard.md"] = scoreboard_page()
     for old in folder.rglob("*.*"):
         if old.is_file() and str(old.relative_to(folder)) not in files:
             old.unlink()

@@ -163,12 +163,11 @@ class NotebookError(AssertionError):
     """A cell of a notebook raised."""
 
 
-def run(path, flags=(), store=False, show=False):
-    """Runs a notebook in a fresh process; stores its outputs or prints their texts if asked to.
+def execute(path, flags=()):
+    """Runs a notebook in a fresh process.
 
-    Returns the CPU seconds of its cells. Raises NotebookError with the cell and its traceback.
+    Returns the outputs by cell and the CPU seconds of the cells. Raises NotebookError with the cell and its traceback.
     """
-    path = Path(path).resolve()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     receiver, sender = context.Pipe(duplex=False)
@@ -183,6 +182,13 @@ def run(path, flags=(), store=False, show=False):
     process.join()
     if error:
         raise NotebookError(error)
+    return outputs, seconds
+
+
+def run(path, flags=(), store=False, show=False):
+    """Runs a notebook, stores its outputs or prints their texts if asked to, and returns the CPU seconds of its cells."""
+    path = Path(path).resolve()
+    outputs, seconds = execute(path, flags)
     if store:
         _store(path, outputs)
     if show:

@@ -10,11 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from notebooks import ROOT, directives, notebooks, run
+from notebooks import ROOT, directives, execute, notebooks, run
+
+from holocron_nb import papers
+from holocron_nb.papers.claims import CLAIM_MIME
 
 NOTEBOOKS = notebooks()
 IDS = [str(p.relative_to(ROOT)) for p in NOTEBOOKS]
-SECONDS = 20  # of CPU for a notebook's unflagged cells
+SECONDS = 30  # of CPU for a notebook's unflagged cells: 20 on a core of its own, half as much again where another test shares it
 PARTS = [
     "The idea in one picture",
     "Derivation",
@@ -110,6 +113,29 @@ def test_title_becomes_the_docstring(path):
     assert kind == "markdown" and re.match(r"# \S.*\n\n?> \S[^\n]*$", source.strip()), "the first cell must be a title and one > sentence"
 
 
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.name == "index.ipynb"], ids=[i for i in IDS if i.endswith("index.ipynb")])
+def test_tables_of_an_index_are_current(path):
+    """They are made from the catalogue; a paper that was added since would be missing from the stored table."""
+    now, _ = execute(path)
+    stored = {i: c["outputs"] for i, (_, _, c) in enumerate(cells(path)) if i in now}
+
+    def texts(outputs):
+        return [o.get("data", {}).get("text/plain") for cell in outputs.values() for o in cell]
+
+    assert texts(now) == texts(stored), f"run python tests/notebooks.py {path.relative_to(ROOT)}"
+
+
+def test_cards_are_current(catalogue):
+    """A card names what builds on its paper, so a new paper changes the cards of older ones."""
+    stale = []
+    for path in NOTEBOOKS:
+        for _, source, cell in cells(path, "code"):
+            for key in re.findall(r'papers\.card\("(\w+)"\)\s*$', source):
+                texts = ["".join(o.get("data", {}).get("text/plain", "")) for o in cell.get("outputs", [])]
+                stale += [str(path.relative_to(ROOT))] * (repr(papers.card(key)) not in texts)
+    assert not stale, f"run python tests/notebooks.py {' '.join(stale)}"
+
+
 def test_export_is_in_sync(tmp_path):
     """The committed package is what the notebooks export, and nothing else but papers.toml and the widgets' front ends."""
     ours = files_below(ROOT)
@@ -166,8 +192,6 @@ def _absolute(node, package):
 
 @pytest.fixture(scope="module")
 def catalogue():
-    from holocron_nb import papers
-
     return papers.catalogue()
 
 
@@ -193,8 +217,6 @@ def test_paper_notebooks_have_all_parts(catalogue):
 
 
 def test_every_statement_is_recorded(catalogue):
-    from holocron_nb.papers.claims import CLAIM_MIME
-
     recorded = {}
     for path in NOTEBOOKS:
         for _, _, cell in cells(path, "code"):

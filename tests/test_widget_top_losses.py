@@ -1,11 +1,17 @@
 """TopLosses in JupyterLab, used as a person does: by mouse, by keyboard alone, in both themes."""
 
 import csv
+import gc
 import json
 import re
 
 import pytest
+import torch
 from playwright.sync_api import expect
+from torch import nn
+
+from holocron_nb.trainer import ClassificationTrainer
+from holocron_nb.widgets import TopLosses
 
 SETUP = '''
 import sys, pathlib, shutil, torch
@@ -368,3 +374,35 @@ def test_a_saved_notebook_shows_the_page_when_opened_again(lab, page):
         assert again.locator("[data-static] img").first.get_attribute("alt").startswith(f"sample {first}: labelled")
     finally:
         again.close()
+
+
+class Counted(torch.utils.data.Dataset):
+    """Tiny images drawn a batch at a time when they are asked for; counts what all tensors that are alive hold, now and then."""
+
+    classes = ["a", "b", "c"]
+
+    def __init__(self, size):
+        self.size, self.alive = size, []
+
+    def __len__(self):
+        return self.size
+
+    def __getitems__(self, indices):
+        if indices[0] % 5000 == 0 and len(indices) > 1:
+            self.alive.append(sum(o.numel() for o in gc.get_objects() if type(o) is torch.Tensor))
+        index = torch.tensor(indices)
+        return (index / self.size).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous(), index % 3
+
+
+def test_memory_does_not_grow_with_the_data_set(tmp_path):
+    peaks = {}
+    for size in (10_000, 100_000):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+        loader = torch.utils.data.DataLoader(Counted(size), 1000, collate_fn=lambda batch: batch)
+        optimizer = torch.optim.SGD(net.parameters())
+        trainer = ClassificationTrainer(net, None, loader, nn.CrossEntropyLoss(), optimizer, output_file=str(tmp_path / "best.pth"))
+        top = TopLosses(trainer, num_samples=20)
+        assert len(top.samples) == 20 and len(loader.dataset.alive) == size // 5000
+        peaks[size] = max(loader.dataset.alive)
+    assert peaks[100_000] < peaks[10_000] + 1000, "something is kept of each batch"

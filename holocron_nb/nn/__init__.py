@@ -7,11 +7,14 @@ __all__ = []
 
 # %% ../../nbs/nn/index.ipynb #ddb8f7e1
 from . import functional
-from .convs import Involution2d, PyConv2d
-from .losses import ComplementCrossEntropy, DiceLoss, FocalLoss, Loss, PolyLoss
+from .attention import TripletAttention, ZPool
+from .convs import Involution2d, NormConv2d, PyConv2d
+from .losses import ComplementCrossEntropy, DiceLoss, FocalLoss, Loss, MutualChannelLoss, PolyLoss
+from .pooling import BlurPool2d
 from .regularization import DropBlock2d
 
 # %% ../../nbs/nn/index.ipynb #198b694c
 __all__ = [
-    "ComplementCrossEntropy", "DiceLoss", "DropBlock2d", "FocalLoss", "Involution2d", "Loss", "PolyLoss", "PyConv2d", "functional",
+    "BlurPool2d", "ComplementCrossEntropy", "DiceLoss", "DropBlock2d", "FocalLoss", "Involution2d", "Loss", "MutualChannelLoss",
+    "NormConv2d", "PolyLoss", "PyConv2d", "TripletAttention", "ZPool", "functional",
 ]

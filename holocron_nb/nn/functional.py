@@ -6,12 +6,18 @@
 __all__ = []
 
 # %% ../../nbs/nn/functional.ipynb #d2fd4184
+from .attention.triplet import z_pool
 from .convs.involution import involution2d
+from .convs.norm_conv import norm_conv2d
 from .losses.complement_cross_entropy import complement_cross_entropy
 from .losses.dice import dice_loss
 from .losses.focal import focal_loss
+from .losses.mutual_channel import mutual_channel_loss
 from .losses.poly import poly_loss
 from .regularization.drop_block import dropblock2d
 
 # %% ../../nbs/nn/functional.ipynb #306a3871
-__all__ = ["complement_cross_entropy", "dice_loss", "dropblock2d", "focal_loss", "involution2d", "poly_loss"]
+__all__ = [
+    "complement_cross_entropy", "dice_loss", "dropblock2d", "focal_loss", "involution2d", "mutual_channel_loss", "norm_conv2d",
+    "poly_loss", "z_pool",
+]

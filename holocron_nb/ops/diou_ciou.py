@@ -84,7 +84,7 @@ def aspect_ratio(boxes: Tensor) -> Tensor:
     """
     boxes, _ = check_boxes(boxes, boxes)
     w, h = (boxes[:, 2:] - boxes[:, :2]).clamp_min(0).unbind(1)
-    return torch.atan2(w, h.where((w > 0) | (h > 0), 1))
+    return torch.atan2(w, h)
 
 
 def aspect_ratio_consistency(boxes1: Tensor, boxes2: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ __all__ = []
 
 # %% ../../nbs/papers/index.ipynb #0a1a1945
 from .catalogue import Card, Figure, Paper, Statement, Table, card, catalogue, paper, table
-from .claims import Checked, Count, Verdict, check, count, measure, record, scoreboard
+from .claims import Checked, Count, Verdict, check, count, measure, record, recorded, scoreboard
 
 # %% ../../nbs/papers/index.ipynb #6639141d
 __all__ = [
     "Card", "Checked", "Count", "Figure", "Paper", "Statement", "Table", "Verdict",
-    "card", "catalogue", "check", "count", "measure", "paper", "record", "scoreboard", "table",
+    "card", "catalogue", "check", "count", "measure", "paper", "record", "recorded", "scoreboard", "table",
 ]

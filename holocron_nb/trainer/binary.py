@@ -47,6 +47,7 @@ class BinaryClassificationTrainer(ClassificationTrainer):
 
     def _measure(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
         logits = self._forward(x)
+        self._note(logits.sigmoid(), target.view_as(logits).long())
         right = (logits >= 0) == (target.view_as(logits) > 0.5)
         return {"val_loss": self._compare(self.criterion, logits, target) * len(x), "acc": right.sum()}
 

@@ -80,6 +80,7 @@ class ClassificationTrainer(Trainer):
 
     def _measure(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
         logits = self._forward(x)
+        self._note(logits, target)
         hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
         return {"val_loss": self._compare(self.criterion, logits, target) * len(x), "acc1": hits[:, 0].sum(), "acc5": hits.sum()}
 

@@ -8,22 +8,24 @@ __all__ = ['find_device', 'make_accelerator', 'make_scheduler', 'Trainer']
 # %% ../../nbs/trainer/core.ipynb #ac60c576
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import extract_model_from_parallel
+from accelerate.utils import broadcast, extract_model_from_parallel, gather_object
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
+from .callbacks import Callback, Checkpoints, ProgressBar, Report, last_checkpoint
 from .checkpoint import check_writable, random_state, read_checkpoint, restored, set_random_state, write_checkpoint
 from .lr_finder import plot_lr_curve, suggest_lrs
 from .utils import freeze_bn, freeze_model, split_normalization_params
@@ -76,20 +78,32 @@ def make_scheduler(optimizer: Optimizer, lr: float, num_steps: int, sched_type: 
     raise ValueError(f"sched_type: expected 'onecycle' or 'cosine', got {sched_type!r}")
 
 # %% ../../nbs/trainer/core.ipynb #29888c21
+@dataclass
+class _Position:
+    """Where training is within an epoch: sum and number of its losses, batches done, random states at its start."""
+
+    total: Tensor
+    count: int = 0
+    batch: int = 0
+    random: list[dict[str, Any]] | None = None
+
+
 class _Setup:
     """What a trainer holds, on its device, and the optimizer's groups."""
 
-    def __init__(self, model, train_loader, val_loader, criterion, optimizer, gpu, output_file, amp):
+    def __init__(self, model, train_loader, val_loader, criterion, optimizer, gpu, output_file, amp, compile, channels_last):
         self.model, self.train_loader, self.val_loader = model, train_loader, val_loader
         self.criterion, self.optimizer = criterion, optimizer
-        self.output_file, self.amp = output_file, amp
+        self.output_file, self.amp, self.compile, self.channels_last = output_file, amp, compile, channels_last
         self.epoch, self.step, self.min_loss = 0, 0, math.inf
         self.history: list[dict[str, float]] = []
         self.lr_recorder: list[float] = []
         self.loss_recorder: list[float] = []
         self.scheduler: LRScheduler | None = None
         self._groups: tuple[str | None, float | None] = (None, None)
+        self._shares: dict[int, tuple[Any, DataLoader]] = {}
         self.set_device(gpu)
+        self._position = _Position(torch.zeros((), device=self.device))
 
     def set_device(self, gpu: int | None = None) -> None:
         """Moves model and criterion to a device and wraps model and optimizer with Accelerate.
@@ -104,9 +118,12 @@ class _Setup:
         self.device = find_device(gpu)
         self.accelerator = make_accelerator(self.device, self.amp)
         self.model = extract_model_from_parallel(self.model, keep_fp32_wrapper=False).to(self.device)
+        if self.channels_last:
+            self.model.to(memory_format=torch.channels_last)
         if isinstance(self.criterion, nn.Module):
             self.criterion.to(self.device)
-        self._model, self._optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        model = self.model if self.compile is False else torch.compile(self.model, **({} if self.compile is True else self.compile))
+        self._model, self._optimizer = self.accelerator.prepare(model, self.optimizer)
 
     def to_cuda(
         self, x: Tensor | list[Tensor], target: Tensor | list[dict[str, Tensor]]
@@ -121,7 +138,8 @@ class _Setup:
 
     def _move(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value.to(self.device, non_blocking=True)
+            layout = torch.channels_last if self.channels_last and value.ndim == 4 else torch.preserve_format
+            return value.to(self.device, non_blocking=True, memory_format=layout)
         if isinstance(value, dict):
             return {k: self._move(v) for k, v in value.items()}
         return [self._move(v) for v in value]
@@ -141,21 +159,46 @@ class _Setup:
                 self.optimizer.add_param_group(group)
         self.optimizer.zero_grad()
 
+# %% ../../nbs/trainer/core.ipynb #c30d297e
+class _Shared(_Setup):
+    """The loaders of this process."""
+
+    def _loaders(self) -> tuple[Any, Any]:
+        """Training and validation loader, of several processes this one's share."""
+        if self.accelerator.num_processes == 1:
+            return self.train_loader, self.val_loader
+        return self._share(self.train_loader, True), self._share(self.val_loader, False)
+
+    def _share(self, loader: Any, even: bool) -> DataLoader:
+        if not isinstance(loader, DataLoader):
+            raise TypeError(f"loader: several processes share a torch DataLoader, got {type(loader).__name__}")
+        if id(loader) not in self._shares:
+            shard = prepare_data_loader(loader, rng_types=["generator"], even_batches=even)
+            self._shares[id(loader)] = loader, shard  # the loader is kept, so that its id stays its own
+        return self._shares[id(loader)][1]
+
+    def _same_buffers(self) -> None:
+        """Gives all processes the buffers of the first one."""
+        if self.accelerator.num_processes > 1:
+            for buffer, first in zip(self.model.buffers(), broadcast(list(self.model.buffers())), strict=True):
+                buffer.copy_(first)
+
 # %% ../../nbs/trainer/core.ipynb #cf235e8c
-class _Checkpointed(_Setup):
+class _Checkpointed(_Shared):
     """Saves and loads the whole state of a trainer."""
 
     def save(self, output_file: str | Path) -> None:
-        """Saves a checkpoint: model, optimizer, scaler, position, history, random states. The file is never half written.
+        """Saves a checkpoint: model, optimizer, scaler, position, history, callbacks, random states. The file is never half written.
 
         Args:
-            output_file: destination.
+            output_file: destination. Of several processes, all have to call this; the first one writes.
 
         Raises:
             OSError: if it cannot be written; what was there before stays.
         """
+        state = self._state()
         if self.accelerator.is_main_process:
-            write_checkpoint(self._state(), output_file)
+            write_checkpoint(state, output_file)
 
     def _state(self) -> dict[str, Any]:
         scaler, (freeze_until, norm_weight_decay) = self.accelerator.scaler, self._groups
@@ -164,8 +207,14 @@ class _Checkpointed(_Setup):
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else {}, "scaler": scaler.state_dict() if scaler else {},
             "freeze_until": freeze_until, "norm_weight_decay": norm_weight_decay,
-            "random": random_state(self.train_loader, self.val_loader),
+            "run": self._run, "position": dict(vars(self._position)), "nan_count": self._nan_count,
+            "callbacks": [callback.state_dict() for callback in self.callbacks], "random": self._random_states(),
         }  # fmt: skip
+
+    def _random_states(self) -> list[dict[str, Any]]:
+        """Those of each process."""
+        states = [random_state(*self._loaders())]
+        return states if self.accelerator.num_processes == 1 else gather_object(states)
 
     def load(self, state: dict[str, Any] | str | Path) -> None:
         """Takes back a checkpoint.
@@ -191,7 +240,10 @@ class _Checkpointed(_Setup):
             self._groups = state["freeze_until"], state["norm_weight_decay"]
             self._reset_optimizer(self.optimizer.defaults["lr"], *self._groups)
             self.optimizer.load_state_dict(state["optimizer"])
-            set_random_state(state["random"], self.train_loader, self.val_loader)
+            self._set_random_states(state["random"])
+
+    def _set_random_states(self, states: list[dict[str, Any]]) -> None:
+        set_random_state(states[self.accelerator.process_index % len(states)], *self._loaders())
 
 
 def _differences(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[str]:
@@ -218,7 +270,10 @@ class _Loop(_Checkpointed):
 
     def _train_step(self, x: Tensor, target: Tensor, share: int = 1, update: bool = True) -> Tensor | None:
         """Forward and backward of one batch of `share` that make an optimizer step; None if it was left out."""
-        loss = self._get_loss(*self.to_cuda(x, target))
+        x, target = self.to_cuda(x, target)
+        if self.batch_transform is not None:
+            x, target = self.batch_transform(x, target)
+        loss = self._get_loss(x, target)
         left_out = self.skip_nan_loss and self._is_left_out(loss)
         if not left_out:
             with nullcontext() if update else self.accelerator.no_sync(self._model):
@@ -237,33 +292,58 @@ class _Loop(_Checkpointed):
             self.scheduler.step()
 
     def _is_left_out(self, loss: Tensor) -> bool:
-        finite = math.isfinite(loss.item())
+        finite = math.isfinite(self.accelerator.reduce(loss.detach()).item())  # of several processes, all leave it out or none
         self._nan_count = 0 if finite else self._nan_count + 1
         if self._nan_count > self.nan_tolerance:
             where = f"in epoch {self.epoch + 1}"
             raise ValueError(f"loss: NaN or infinite for more than {self.nan_tolerance} batches in a row (nan_tolerance) {where}")
         return not finite
 
-    def _fit_epoch(self, title: str) -> float:
-        """Trains for one epoch; returns the mean loss of its batches."""
+    def _fit_epoch(self) -> float:
+        """Trains for one epoch, or for what is left of it; returns the mean loss of its batches."""
         freeze_bn(self.model.train())
-        total, count, num_batches, shown = torch.zeros((), device=self.device), 0, len(self.train_loader), 0.0
-        # the bar is not wrapped around the loader: tqdm.auto would start a second iterator, which draws from its generator
-        with tqdm(total=num_batches, desc=title, leave=False, disable=not self.accelerator.is_local_main_process) as bar:
-            for batch, (x, target) in enumerate(self.train_loader):
-                bar.update()
-                first = batch - batch % self.gradient_acc
-                share = min(self.gradient_acc, num_batches - first)
-                loss = self._train_step(x, target, share, update=batch + 1 == first + share)
-                if loss is None:
-                    continue
-                total += loss
-                count += 1
-                if time.monotonic() - shown > 0.5:
-                    shown = time.monotonic()
-                    bar.set_postfix(loss=self._finite(loss.item(), batch))
+        position, self.num_batches, read = self._position, len(self._loaders()[0]), 0.0
+        hooks = [c.on_batch_end for c in self._active if type(c).on_batch_end is not Callback.on_batch_end]
+        for x, target in self._batches():
+            first = position.batch - position.batch % self.gradient_acc
+            share = min(self.gradient_acc, self.num_batches - first)
+            self.accumulating = position.batch + 1 < first + share
+            loss = self._train_step(x, target, share, update=not self.accumulating)
+            position.batch += 1
+            if loss is not None:
+                position.total += loss
+                position.count += 1
+                if time.monotonic() - read > 0.5:
+                    read, self.recent_loss = time.monotonic(), self._finite(loss.item(), position.batch - 1)
+            for hook in hooks:
+                hook(self, loss)
+        self._position = _Position(torch.zeros_like(position.total))
         self.epoch += 1
-        return self._finite((total / max(count, 1)).item(), num_batches - 1)
+        return self._finite(self._mean(position), self.num_batches - 1)
+
+    def _batches(self) -> Iterator[tuple[Any, Any]]:
+        """The batches of the epoch that are left: after a resumption, those done are drawn again, and nothing is done with them."""
+        position, batches = self._position, self._loaders()[0]
+        if position.batch == 0:
+            position.random = self._random_states()
+            yield from batches
+            return
+        now = self._random_states()
+        self._set_random_states(position.random)
+        batches = iter(batches)
+        for _ in range(position.batch):
+            next(batches)
+        self._set_random_states(now)
+        yield from batches
+
+    def _mean(self, position: _Position) -> float:
+        total, count = self.accelerator.reduce(torch.stack([position.total, position.total.new_tensor(position.count)])).tolist()
+        return total / max(count, 1)
+
+    @property
+    def batch(self) -> int:
+        """Batches done of this epoch."""
+        return self._position.batch
 
     def _finite(self, loss: float, batch: int) -> float:
         if not math.isfinite(loss):
@@ -277,25 +357,63 @@ class _Loop(_Checkpointed):
 class _Evaluated(_Loop):
     """Passes over the validation set."""
 
-    @torch.inference_mode()
     def _sums(self, measure: Callable[[Any, Any], dict[str, Tensor]]) -> tuple[dict[str, Tensor], int]:
         """What `measure` gives for the batches of the validation set, added up on the device; and the number of samples."""
-        self.model.eval()
         sums: dict[str, Tensor] = {}
         count = 0
-        for batch in self.val_loader:
-            x, target = self.to_cuda(*batch)
-            found = measure(x, target)
-            sums = {name: sums[name] + value for name, value in found.items()} if sums else found
-            count += len(x)
+        for metric in self.metrics.values():
+            metric.to(self.device).reset()
+        with self._evaluating():
+            for batch in self._loaders()[1]:
+                x, target = self.to_cuda(*batch)
+                found = measure(x, target)
+                sums = {name: sums[name] + value for name, value in found.items()} if sums else found
+                count += len(x)
+        if self.accelerator.num_processes > 1:
+            sums, count = self._of_all(sums, count)
         if count == 0:
             raise ValueError("val_loader: expected at least one batch, got none")
         return sums, count
 
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """The model in evaluation mode, and without the wrapper that talks to other processes: these may have fewer batches."""
+        self._same_buffers()
+        self.model.eval()
+        wrapped = self._model
+        if self.accelerator.num_processes > 1:
+            self._model = extract_model_from_parallel(wrapped, keep_torch_compile=True)
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self._model = wrapped
+
+    def _of_all(self, sums: dict[str, Tensor], count: int) -> tuple[dict[str, Tensor], int]:
+        """The sums over all processes, some of which may have had no batch."""
+        parts = gather_object([({name: value.cpu() for name, value in sums.items()}, count)])
+        names = max((part for part, _ in parts), key=len)
+        return {name: sum(part[name] for part, _ in parts if part) for name in names}, sum(count for _, count in parts)
+
+    def _note(self, output: Any, target: Any) -> None:
+        """Shows a batch to the metrics."""
+        for metric in self.metrics.values():
+            metric.update(output, target)
+
+    def _noted(self) -> dict[str, float]:
+        """What the metrics found: numbers by name; what is more than a number stays in `metric_values`."""
+        self.metric_values = {name: metric.compute() for name, metric in self.metrics.items()}
+        found = {}
+        for name, value in self.metric_values.items():
+            parts = {f"{name}_{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+            found.update({key: float(part) for key, part in parts.items() if torch.as_tensor(part).numel() == 1})
+        return found
+
     def _means(self, measure: Callable[[Any, Any], dict[str, Tensor]]) -> dict[str, float]:
-        """The sums of scalars over the number of samples."""
+        """The sums of scalars over the number of samples, and the metrics."""
         sums, count = self._sums(measure)
-        return dict(zip(sums, (torch.stack([value.float() for value in sums.values()]) / count).tolist(), strict=True))
+        means = (torch.stack([value.float() for value in sums.values()]) / count).tolist()
+        return {**dict(zip(sums, means, strict=True)), **self._noted()}
 
     def evaluate(self) -> dict[str, float]:
         """Mean loss over the validation set: {"val_loss"}; trainers of a task add its metrics.
@@ -303,10 +421,84 @@ class _Evaluated(_Loop):
         Raises:
             ValueError: if the validation loader is empty.
         """
-        return self._means(lambda x, target: {"val_loss": self._get_loss(x, target) * len(x)})
+        return self._means(self._measure)
+
+    def _measure(self, x: Any, target: Any) -> dict[str, Tensor]:
+        """What a trainer for a task measures on a batch: sums, on the device."""
+        output = self._forward(x)
+        self._note(output, target)
+        return {"val_loss": self._compare(self.criterion, output, target) * len(x)}
 
 # %% ../../nbs/trainer/core.ipynb #e2d24720
-class _Fit(_Evaluated):
+class _Resumed(_Evaluated):
+    """The course of a training, which may have begun in another process."""
+
+    def _resume(self) -> bool:
+        """Takes the last checkpoint if it is of this training; False if this training is over by it."""
+        path = last_checkpoint(self.output_file)
+        state = read_checkpoint(path) if path.is_file() else {"run": {"fit": -1}}
+        run = state["run"]
+        if run["fit"] < self._run["fit"]:
+            self._say(f"resume: {path.name} has nothing of this training yet, which starts at epoch {self.epoch + 1}")
+            return True
+        if run["fit"] > self._run["fit"]:
+            self._say(f"resume: this training is over, {path.name} is of a later one")
+            return False
+        ours, theirs = self._run["arguments"], run["arguments"]
+        differing = [f"{name} was {theirs.get(name)!r} and is {ours.get(name)!r}" for name in ours | theirs if ours.get(name) != theirs.get(name)]
+        if differing:
+            raise ValueError(f"resume: {path} is of another training: {'; '.join(differing)}; remove it to start anew")
+        self._take_up(state)
+        self._say(f"resume: {path.name}, epoch {self.epoch + 1}, batch {self.batch}")
+        return True
+
+    def _take_up(self, state: dict[str, Any]) -> None:
+        self.load(state)
+        self._run, self._nan_count = state["run"], state["nan_count"]
+        self._position = _Position(**{**state["position"], "total": state["position"]["total"].to(self.device)})
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
+            callback.load_state_dict(saved)
+
+    def _say(self, line: str) -> None:
+        if self.accelerator.is_main_process:
+            print(line)
+
+    def _train(self) -> None:
+        """The epochs of this training that are left."""
+        last_epoch = self._run["first_epoch"] + self._run["arguments"]["num_epochs"]
+        try:
+            for callback in self._active:
+                callback.on_start(self)
+            while self.epoch < last_epoch and not self.stop_training:
+                train_loss = self._fit_epoch()
+                self._end_epoch(train_loss, self.evaluate())
+        finally:
+            for callback in self._active:
+                callback.on_end(self)
+        self._fits += 1
+
+    def _end_epoch(self, train_loss: float, metrics: dict[str, float]) -> None:
+        self.history.append({"epoch": self.epoch, "train_loss": train_loss, **metrics})
+        for callback in self._active:
+            callback.on_epoch_end(self, metrics)
+            self.history[-1].update(metrics)
+        if self.on_epoch_end is not None:
+            self.on_epoch_end(metrics)
+
+    @property
+    def stop_training(self) -> bool:
+        """Whether the training ends after this epoch; callbacks may set it."""
+        return self._run["stopped"]
+
+    @stop_training.setter
+    def stop_training(self, stop: bool) -> None:
+        self._run["stopped"] = stop
+
+# %% ../../nbs/trainer/core.ipynb #c9e1021d
+class _Fit(_Resumed):
     """Training with evaluation."""
 
     def fit_n_epochs(
@@ -316,9 +508,16 @@ class _Fit(_Evaluated):
         freeze_until: str | None = None,
         sched_type: str = "onecycle",
         norm_weight_decay: float | None = None,
+        *,
+        resume: bool = False,
+        save_every: int | None = None,
         **kwargs: Any,
     ) -> None:
         """Trains the model, evaluates it after each epoch, and keeps the best checkpoint by validation loss in `output_file`.
+
+        With `resume=True` the last checkpoint is kept as well, beside the best one (`model.pth` has `model.last.pth`), and if it is
+        there already, the training goes on from it: to the same weights, to the bit on a CPU, as if it had never been interrupted. So a
+        script that may be killed is simply run again. Of several trainings in a row, those that are over are passed by.
 
         Args:
             num_epochs: number of epochs.
@@ -326,35 +525,38 @@ class _Fit(_Evaluated):
             freeze_until: last layer to freeze.
             sched_type: "onecycle" or "cosine".
             norm_weight_decay: weight decay of normalisation layers; None gives them that of all others.
+            resume: go on from the last checkpoint, and keep one after each epoch.
+            save_every: keep the last checkpoint after every so many optimizer steps as well.
             **kwargs: handed to the scheduler.
 
         Raises:
-            ValueError: if the loss is NaN or infinite (with `skip_nan_loss`: for more than `nan_tolerance` batches in a row).
+            ValueError: if the loss is NaN or infinite (with `skip_nan_loss`: for more than `nan_tolerance` batches in a row), or the last
+                checkpoint is damaged or of a training with other arguments.
             AssertionError: if all parameters are frozen.
             OSError: if `output_file` cannot be written; said before training starts.
         """
         if num_epochs < 1 or lr <= 0:
             raise ValueError(f"num_epochs, lr: expected at least one epoch and a positive rate, got {num_epochs} and {lr}")
+        keep_last = resume or save_every is not None
+        if keep_last and getattr(self.train_loader, "persistent_workers", False):
+            raise ValueError("train_loader: persistent_workers=True keeps random states where no checkpoint can reach them; expected False")
+        arguments = {"num_epochs": num_epochs, "lr": lr, "freeze_until": freeze_until, "sched_type": sched_type, **kwargs}
+        arguments |= {"norm_weight_decay": norm_weight_decay, "gradient_acc": self.gradient_acc, "batches": len(self._loaders()[0])}
+        arguments |= {"processes": self.accelerator.num_processes, "callbacks": [type(callback).__name__ for callback in self.callbacks]}
         check_writable(self.output_file)
         self._groups = freeze_until, norm_weight_decay
         self._reset_optimizer(lr, freeze_until, norm_weight_decay)
-        steps = num_epochs * math.ceil(len(self.train_loader) / self.gradient_acc)
+        steps = num_epochs * math.ceil(arguments["batches"] / self.gradient_acc)
         self.scheduler = make_scheduler(self.optimizer, lr, steps, sched_type, **kwargs)
-        for epoch in range(num_epochs):
-            train_loss = self._fit_epoch(f"epoch {epoch + 1}/{num_epochs}")
-            self._end_epoch(train_loss, self.evaluate())
+        self._position = _Position(torch.zeros((), device=self.device))
+        self._run = {"fit": self._fits, "first_epoch": self.epoch, "stopped": False, "arguments": arguments}
+        self._active = [*self.callbacks, ProgressBar(), Report(), Checkpoints(keep_last, save_every)]
+        if resume and not self._resume():
+            self._fits += 1
+            return
+        self._train()
 
-    def _end_epoch(self, train_loss: float, metrics: dict[str, float]) -> None:
-        self.history.append({"epoch": self.epoch, "train_loss": train_loss, **metrics})
-        if self.accelerator.is_main_process:
-            print(f"epoch {self.epoch}: train_loss {train_loss:.4f}, " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
-        if metrics["val_loss"] < self.min_loss:
-            self.min_loss = metrics["val_loss"]
-            self.save(self.output_file)
-        if self.on_epoch_end is not None:
-            self.on_epoch_end(metrics)
-
-# %% ../../nbs/trainer/core.ipynb #c9e1021d
+# %% ../../nbs/trainer/core.ipynb #5113c0a7
 class _Trials(_Fit):
     """What is tried without leaving a trace."""
 
@@ -362,7 +564,7 @@ class _Trials(_Fit):
     def _trial(self, lr: float, freeze_until: str | None, norm_weight_decay: float | None):
         """A block in which to train; everything is as before after it."""
         kept = self.scheduler, self.step, self._nan_count
-        with restored(self.model, self.optimizer, self.train_loader, self.val_loader, scaler=self.accelerator.scaler):
+        with restored(self.model, self.optimizer, *self._loaders(), scaler=self.accelerator.scaler):
             self.scheduler = None
             try:
                 self._reset_optimizer(lr, freeze_until, norm_weight_decay)
@@ -400,13 +602,14 @@ class _Trials(_Fit):
 
         Source: Smith 2015, "Cyclical Learning Rates for Training Neural Networks", Section 3.3.
         """
-        if not 2 <= num_it <= len(self.train_loader):
-            raise ValueError(f"num_it: expected 2 to {len(self.train_loader)} (the batches of train_loader), got {num_it}")
+        batches = self._loaders()[0]
+        if not 2 <= num_it <= len(batches):
+            raise ValueError(f"num_it: expected 2 to {len(batches)} (the batches of train_loader), got {num_it}")
         if not 0 < start_lr < end_lr:
             raise ValueError(f"start_lr, end_lr: expected 0 < start_lr < end_lr, got {start_lr} and {end_lr}")
         self.lr_recorder, self.loss_recorder = [], []
         with self._trial(start_lr, freeze_until, norm_weight_decay):
-            for iteration, (x, target) in zip(range(num_it), self.train_loader, strict=False):
+            for iteration, (x, target) in zip(range(num_it), batches, strict=False):
                 lr = start_lr * (end_lr / start_lr) ** (iteration / (num_it - 1))
                 for group in self.optimizer.param_groups:
                     group["lr"] = lr
@@ -466,7 +669,7 @@ class _Recorded(_Trials):
             ValueError: if the loss is NaN or infinite.
         """
         with self._trial(lr, freeze_until, norm_weight_decay):
-            x, target = next(iter(self.train_loader))
+            x, target = next(iter(self._loaders()[0]))
             losses = [self._finite(self._trial_loss(x, target), 0) for _ in range(num_it)]
         _, ax = plt.subplots(figsize=(7, 3))
         ax.plot(losses)
@@ -491,6 +694,13 @@ class Trainer(_Recorded):
         gradient_acc: batches per optimizer step.
         gradient_clip: largest norm of the gradients; None clips nothing.
         on_epoch_end: called with the metrics after each epoch.
+        callbacks: told how the training goes on, see `Callback`.
+        metrics: torchmetrics objects by name, updated with the batches of the validation set on the device; what is more than a number is
+            found in `metric_values` after an evaluation.
+        batch_transform: called with images and targets of each training batch on the device, returns both; for example torchvision's
+            `v2.MixUp` and `v2.CutMix`.
+        compile: compile the model with `torch.compile`; or the arguments to do so with.
+        channels_last: keep weights and images in the order of memory that convolutions on GPUs like best.
 
     Raises:
         AssertionError: if a GPU is asked for and PyTorch sees none.
@@ -512,11 +722,22 @@ class Trainer(_Recorded):
         gradient_acc: int = 1,
         gradient_clip: float | None = None,
         on_epoch_end: Callable[[dict[str, float]], Any] | None = None,
+        *,
+        callbacks: Sequence[Callback] = (),
+        metrics: dict[str, Any] | None = None,
+        batch_transform: Callable[[Any, Any], tuple[Any, Any]] | None = None,
+        compile: bool | dict[str, Any] = False,
+        channels_last: bool = False,
     ) -> None:
         if gradient_acc < 1:
             raise ValueError(f"gradient_acc: expected at least 1 batch a step, got {gradient_acc}")
         if gradient_clip is not None and gradient_clip <= 0:
             raise ValueError(f"gradient_clip: expected a positive norm or None, got {gradient_clip}")
-        super().__init__(model, train_loader, val_loader, criterion, optimizer, gpu, output_file, amp)
+        super().__init__(model, train_loader, val_loader, criterion, optimizer, gpu, output_file, amp, compile, channels_last)
         self.skip_nan_loss, self.nan_tolerance, self._nan_count = skip_nan_loss, nan_tolerance, 0
         self.gradient_acc, self.gradient_clip, self.on_epoch_end = gradient_acc, gradient_clip, on_epoch_end
+        self.callbacks, self.metrics, self.batch_transform = list(callbacks), dict(metrics or {}), batch_transform
+        self.metric_values: dict[str, Any] = {}
+        self.accumulating, self.recent_loss = False, math.nan
+        self._active: list[Callback] = []
+        self._fits, self._run = 0, {"fit": -1, "first_epoch": 0, "stopped": False, "arguments": {}}

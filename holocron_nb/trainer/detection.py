@@ -129,9 +129,11 @@ class DetectionTrainer(Trainer):
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)
             sums, count = self._sums(lambda x, target: self._measure(x, target, iou_threshold))
-        return {**detection_errors(sums["boxes"]), "val_loss": sums["val_loss"].item() / count}
+        return {**detection_errors(sums["boxes"]), "val_loss": sums["val_loss"].item() / count, **self._noted()}
 
     def _measure(self, x: Any, target: list[dict[str, Tensor]], iou_threshold: float) -> dict[str, Tensor]:
-        counts = detection_counts(self._forward(x), target, iou_threshold)
+        predictions = self._forward(x)
+        self._note(predictions, target)
+        counts = detection_counts(predictions, target, iou_threshold)
         with losses_of(self.model):
             return {"boxes": counts, "val_loss": self._get_loss(x, target) * len(x)}

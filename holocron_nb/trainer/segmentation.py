@@ -96,12 +96,13 @@ class SegmentationTrainer(Trainer):
         confusion = torch.tensor(counts[:-1], dtype=torch.float64).view(self.num_classes, -1)
         accuracy, iou = segmentation_scores(confusion, ignore_index)
         loss = (sums["val_loss"] / sums["labelled"]).item()
-        return {"val_loss": loss, "acc_global": accuracy.item(), "mean_iou": iou.nanmean().item()}
+        return {"val_loss": loss, "acc_global": accuracy.item(), "mean_iou": iou.nanmean().item(), **self._noted()}
 
     def _measure(self, x: Tensor, target: Tensor, ignore_index: int) -> dict[str, Tensor]:
         logits = self._forward(x)
         if logits.shape[1] != self.num_classes:
             raise ValueError(f"num_classes: expected the model's {logits.shape[1]} output channels, got {self.num_classes}")
+        self._note(logits, target)
         ignored = getattr(self.criterion, "ignore_index", ignore_index)
         loss = self._compare(self.criterion, logits, target)
         labelled = (target != ignored).flatten(1).any(1).sum()  # without a labelled pixel, a mean loss is 0 / 0

@@ -6,8 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/utils/index.ipynb #89014fc1
-from . import datasets
+from . import data, datasets
 from .datasets import ArrayDataset, BatchLoader, DataCorrupt, DataNotFound, Shapes, find
 
 # %% ../../nbs/utils/index.ipynb #0d5d6acc
-__all__ = ["datasets", "ArrayDataset", "BatchLoader", "DataCorrupt", "DataNotFound", "Shapes", "find"]
+__all__ = ["data", "datasets", "ArrayDataset", "BatchLoader", "DataCorrupt", "DataNotFound", "Shapes", "find"]

@@ -90,7 +90,7 @@ class Classified(Task):
         """Label, prediction, loss and margin."""
         wrong = s.prediction != s.target
         return [
-            ("label", self.classes[s.target], f"{s.target_probability:.2f}", False),
+            ("label", self.classes[s.target], "", False),
             ("predicted", self.classes[s.prediction], f"{s.probability:.2f}", wrong),
             ("loss", f"{s.loss:.2f}", "", False),
             ("margin", f"{s.margin:.2f}", "", False),

@@ -431,14 +431,14 @@ def plot_page(top: "_Exported", ncols: int = 6) -> Figure:
     ncols = min(ncols, len(page))
     nrows = -(-len(page) // ncols)
     texts = ["\n".join(_lines(top, s)) for s in page]
-    below = 0.14 * (1 + max(text.count("\n") for text in texts)) + 0.1
-    figure, axes = subplots(nrows, ncols, width=7.5, height=nrows * (7.5 / ncols + below), squeeze=False)
+    above = 0.13 * (2 + max(text.count("\n") for text in texts))
+    figure, axes = subplots(nrows, ncols, width=7.5, height=nrows * (7.5 / ncols + above), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, s, text in zip(axes.flat, page, texts, strict=False):
         picture = top._drawn(s.index, top._task.thumbnail)
         ax.imshow(picture, cmap="gray" if picture.mode == "L" else None)
-        ax.text(0, -0.04, text, transform=ax.transAxes, va="top", fontsize=7.5, color="#0072b2" if "→" in text else "black")
+        ax.set_title(text, loc="left", fontsize=7.5, color="#0072b2" if "→" in text else "black")
     return figure
 
 # %% ../../nbs/widgets/top_losses.ipynb #fdd3546d

@@ -7,7 +7,8 @@ __all__ = []
 
 # %% ../../../nbs/nn/convs/index.ipynb #bdce96e8
 from .involution import Involution2d, involution2d
+from .norm_conv import NormConv2d, norm_conv2d
 from .pyconv import PyConv2d
 
 # %% ../../../nbs/nn/convs/index.ipynb #a240d6c8
-__all__ = ["Involution2d", "PyConv2d", "involution2d"]
+__all__ = ["Involution2d", "NormConv2d", "PyConv2d", "involution2d", "norm_conv2d"]

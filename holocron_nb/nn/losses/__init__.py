@@ -10,10 +10,11 @@ from .base import Loss
 from .complement_cross_entropy import ComplementCrossEntropy, complement_cross_entropy
 from .dice import DiceLoss, dice_loss
 from .focal import FocalLoss, focal_loss
+from .mutual_channel import MutualChannelLoss, mutual_channel_loss
 from .poly import PolyLoss, poly_loss
 
 # %% ../../../nbs/nn/losses/index.ipynb #3bd13a02
 __all__ = [
-    "ComplementCrossEntropy", "DiceLoss", "FocalLoss", "Loss", "PolyLoss", "complement_cross_entropy", "dice_loss", "focal_loss",
-    "poly_loss",
+    "ComplementCrossEntropy", "DiceLoss", "FocalLoss", "Loss", "MutualChannelLoss", "PolyLoss", "complement_cross_entropy", "dice_loss",
+    "focal_loss", "mutual_channel_loss", "poly_loss",
 ]
