@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torchvision.ops import complete_box_iou
+from torch import Tensor, nn
+from torchvision.ops import complete_box_iou, drop_block2d
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from holocron_nb import nn as hnn  # noqa: E402
@@ -41,6 +41,45 @@ def box_pairs(m, n):
     return boxes[:m].requires_grad_(), boxes[m:]
 
 
+def feature_map(*shape):
+    """A map (N, C, H, W) that needs a gradient."""
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_(),)
+
+
+class SideBySide(nn.ModuleList):
+    """The modules on the same input, one by one."""
+
+    def forward(self, x):
+        return sum(module(x).sum() for module in self)
+
+
+def pooled_maps():
+    """A map, and what triplet attention's branches see of it; all need a gradient."""
+    (x,) = MAP()
+    n, c, h, w = x.shape
+    generator = torch.Generator().manual_seed(1)
+    return x, *(torch.randn(n, 2, *side, generator=generator).requires_grad_() for side in ((h, w), (c, w), (h, c)))
+
+
+class BranchesAlone(hnn.TripletAttention):
+    """The convolutions and batch norms of triplet attention, on maps that are pooled already."""
+
+    def forward(self, x, *pooled):
+        branches = (self.c_branch, self.h_branch, self.w_branch)
+        return sum(branch.compress[:2](maps).sum() for branch, maps in zip(branches, pooled, strict=True))
+
+
+class OfTheMap(nn.Module):
+    """A module that is handed more than the map."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x, *_):
+        return self.module(x)
+
+
 @dataclass
 class Row:
     name: str
@@ -50,8 +89,10 @@ class Row:
     block: Callable[..., Tensor]
     baseline: Callable[..., Tensor]
     limit: float  # largest ratio of the times
+    slow: int = 1  # divides the repetitions
 
 
+MAP = partial(feature_map, 8, 64, 32, 32)
 ROWS = [
     Row("FocalLoss", "F.cross_entropy", "[256, 1000]", partial(classification, 256, 1000), hnn.FocalLoss(), F.cross_entropy, 2.5),
     Row(
@@ -59,6 +100,33 @@ ROWS = [
         F.cross_entropy, 4.0,
     ),
     Row("PolyLoss", "F.cross_entropy", "[256, 1000]", partial(classification, 256, 1000), hnn.PolyLoss(), F.cross_entropy, 2.5),
+    Row(
+        "Involution2d", "nn.Conv2d", "8x64x32x32", MAP, hnn.Involution2d(64, 7, padding=3, groups=4), nn.Conv2d(64, 64, 3, padding=1),
+        5.0, slow=5,
+    ),
+    Row(
+        "PyConv2d", "its four Conv2d", "8x64x32x32", MAP, hnn.PyConv2d(64, 64, 3, 4, 1), SideBySide(hnn.PyConv2d(64, 64, 3, 4, 1)),
+        1.1, slow=10,
+    ),
+    Row("NormConv2d", "nn.Conv2d", "8x64x32x32", MAP, hnn.NormConv2d(64, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1), 3.0, slow=5),
+    Row("Add2d", "nn.Conv2d", "8x64x32x32", MAP, hnn.Add2d(64, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1), 45.0, slow=20),
+    Row(
+        "Add2d, compiled", "nn.Conv2d", "8x64x32x32", MAP, torch.compile(hnn.Add2d(64, 64, 3, padding=1)), nn.Conv2d(64, 64, 3, padding=1),
+        20.0, slow=20,
+    ),
+    Row("HardMish", "nn.ReLU", "8x64x32x32", MAP, hnn.HardMish(), nn.ReLU(), 5.0),
+    Row("NLReLU", "nn.ReLU", "8x64x32x32", MAP, hnn.NLReLU(), nn.ReLU(), 3.5),
+    Row("FReLU", "its Conv2d and norm", "8x64x32x32", MAP, hnn.FReLU(64), nn.Sequential(hnn.FReLU(64).conv, hnn.FReLU(64).bn), 1.3, slow=5),
+    Row(
+        "TripletAttention", "its Conv2d and norms", "8x64x32x32", pooled_maps, OfTheMap(hnn.TripletAttention()), BranchesAlone(), 1.3, slow=5
+    ),
+    Row(
+        "BlurPool2d", "depthwise nn.Conv2d", "8x64x32x32", MAP, hnn.BlurPool2d(64),
+        nn.Conv2d(64, 64, 3, stride=2, padding=1, groups=64, bias=False), 1.2,
+    ),
+    Row(
+        "DropBlock2d", "tv's drop_block2d", "8x64x32x32", MAP, hnn.DropBlock2d(0.1, 7), partial(drop_block2d, p=0.1, block_size=7), 1.0, slow=5
+    ),
     Row("ciou_loss", "complete_box_iou", "2000 x 500", partial(box_pairs, 2000, 500), ciou_loss, complete_box_iou, 1.0),
 ]
 
@@ -77,7 +145,8 @@ def step(function, inputs, device):
 def race(row, device, repetitions, warm_up=10):
     """Median seconds of the block and of its baseline."""
     inputs = [x.detach().to(device).requires_grad_(x.requires_grad) for x in row.inputs()]
-    seconds = [(step(row.block, inputs, device), step(row.baseline, inputs, device)) for _ in range(repetitions + warm_up)]
+    block, baseline = (f.to(device) if isinstance(f, nn.Module) else f for f in (row.block, row.baseline))
+    seconds = [(step(block, inputs, device), step(baseline, inputs, device)) for _ in range(repetitions // row.slow + warm_up)]
     return [statistics.median(column) for column in zip(*seconds[warm_up:], strict=True)]
 
 

@@ -125,3 +125,49 @@ def test_an_error_is_shown_and_the_next_run_works(lab):
     lab.ask("setattr(finder, 'num_it', 30)")
     press(page, "Start")
     status(page, "Done after 30 steps")
+
+
+def test_options_go_into_the_search(lab, finished):
+    finished.get_by_role("combobox", name="freeze until").select_option("2")
+    lab.until("finder.freeze_until == '2'")
+    decay = finished.get_by_role("spinbutton", name="weight decay of norms")
+    decay.fill("0.01")
+    decay.press("Enter")
+    lab.until("finder.norm_weight_decay == 0.01")
+    assert lab.ask("finder.layers") == ["2", "4"]
+    assert lab.ask("setattr(finder, 'freeze_until', None) or setattr(finder, 'norm_weight_decay', None)") is None
+    finished.wait_for_function("() => document.querySelector('.holocron-lr-finder .freeze').value === ''")
+    assert decay.input_value() == ""
+
+
+def test_the_chosen_rate_trains_with_live_curves_and_stops(lab):
+    page = lab.open("trained.ipynb", [SETUP, SHORT])
+    train = page.locator(".holocron-lr-finder .train")
+    assert train.is_disabled(), "there is no rate to train with yet"
+    assert lab.ask("setattr(finder, 'lr', 0.02)") is None
+    page.get_by_role("spinbutton", name="epochs").fill("3")
+    page.get_by_role("spinbutton", name="epochs").press("Enter")
+    lab.until("finder.num_epochs == 3")
+    press(page, "Train with 2.0e-2")
+    page.locator(".holocron-lr-finder svg.training .raw").wait_for(state="attached", timeout=60_000)
+    assert page.locator(".holocron-lr-finder .start").is_disabled()
+    status(page, "Epoch 2 of 3")
+    assert "val_loss" in status(page, "Epoch 1: train_loss")
+    press(page, "Stop training")
+    status(page, "Stopped")
+    lab.until("finder.status == 'stopped'")
+    assert lab.ask("[3000 < trainer.step < 9000, len(trainer.history), trainer.callbacks]") == [True, 1, []]
+    assert page.locator(".holocron-lr-finder svg.training path.epoch-val").count() == 1
+
+
+def test_an_interrupt_of_the_kernel_leaves_the_search_running(lab):
+    page = lab.open("interrupted.ipynb", [SETUP, LONG])
+    press(page, "Start")
+    page.locator(".holocron-lr-finder polyline.smooth").wait_for(state="attached", timeout=60_000)
+    lab.command("notebook:interrupt-kernel")
+    steps = len(lab.ask("finder.curve['lrs']"))
+    lab.until(f"len(finder.curve['lrs']) > {steps} or finder.status == 'done'")
+    assert lab.ask("finder.status") in ("running", "done")
+    press(page, "Stop")
+    status(page, "Stopped after")
+    assert lab.ask("unchanged()")

@@ -6,15 +6,20 @@
 __all__ = []
 
 # %% ../../nbs/nn/index.ipynb #ddb8f7e1
-from . import functional
-from .attention import TripletAttention, ZPool
-from .convs import Involution2d, NormConv2d, PyConv2d
-from .losses import ComplementCrossEntropy, DiceLoss, FocalLoss, Loss, MutualChannelLoss, PolyLoss
-from .pooling import BlurPool2d
+from . import functional, init
+from .activations import FReLU, HardMish, NLReLU
+from .attention import LambdaLayer, SAM, TripletAttention, ZPool
+from .convs import Add2d, Involution2d, NormConv2d, PyConv2d, SlimConv2d
+from holocron_nb.nn.losses import (
+    ClassBalancedWrapper, ComplementCrossEntropy, DiceLoss, FocalLoss, Loss, MultiLabelCrossEntropy, MutualChannelLoss, PolyLoss,
+)
+from .pooling import BlurPool2d, ConcatDownsample2d, GlobalAvgPool2d, GlobalMaxPool2d, SPP, SpatialPyramidPool2d
 from .regularization import DropBlock2d
 
 # %% ../../nbs/nn/index.ipynb #198b694c
 __all__ = [
-    "BlurPool2d", "ComplementCrossEntropy", "DiceLoss", "DropBlock2d", "FocalLoss", "Involution2d", "Loss", "MutualChannelLoss",
-    "NormConv2d", "PolyLoss", "PyConv2d", "TripletAttention", "ZPool", "functional",
+    "Add2d", "BlurPool2d", "ClassBalancedWrapper", "ComplementCrossEntropy", "ConcatDownsample2d", "DiceLoss", "DropBlock2d",
+    "FReLU", "FocalLoss", "GlobalAvgPool2d", "GlobalMaxPool2d", "HardMish", "Involution2d", "LambdaLayer", "Loss",
+    "MultiLabelCrossEntropy", "MutualChannelLoss", "NLReLU", "NormConv2d", "PolyLoss", "PyConv2d", "SAM", "SPP", "SlimConv2d",
+    "SpatialPyramidPool2d", "TripletAttention", "ZPool", "functional", "init",
 ]

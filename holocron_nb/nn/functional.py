@@ -6,18 +6,23 @@
 __all__ = []
 
 # %% ../../nbs/nn/functional.ipynb #d2fd4184
+from .activations.hard_mish import hard_mish
+from .activations.nl_relu import nl_relu
 from .attention.triplet import z_pool
+from .convs.adder import add2d
 from .convs.involution import involution2d
 from .convs.norm_conv import norm_conv2d
 from .losses.complement_cross_entropy import complement_cross_entropy
 from .losses.dice import dice_loss
 from .losses.focal import focal_loss
+from .losses.multilabel_cross_entropy import multilabel_cross_entropy
 from .losses.mutual_channel import mutual_channel_loss
 from .losses.poly import poly_loss
+from .pooling.concat_downsample import concat_downsample2d
 from .regularization.drop_block import dropblock2d
 
 # %% ../../nbs/nn/functional.ipynb #306a3871
 __all__ = [
-    "complement_cross_entropy", "dice_loss", "dropblock2d", "focal_loss", "involution2d", "mutual_channel_loss", "norm_conv2d",
-    "poly_loss", "z_pool",
+    "add2d", "complement_cross_entropy", "concat_downsample2d", "dice_loss", "dropblock2d", "focal_loss", "hard_mish", "involution2d",
+    "multilabel_cross_entropy", "mutual_channel_loss", "nl_relu", "norm_conv2d", "poly_loss", "z_pool",
 ]

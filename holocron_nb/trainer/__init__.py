@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/trainer/index.ipynb #081db2ca
+from .averaging import EMA, SWA
 from .binary import BinaryClassificationTrainer
 from .callbacks import Callback, EarlyStopping, LivePlot, Tracking
 from .classification import ClassificationTrainer, SampleLoss
@@ -17,7 +18,7 @@ from .utils import freeze_bn, freeze_model, split_normalization_params
 
 # %% ../../nbs/trainer/index.ipynb #4ccd2058
 __all__ = [
-    "BinaryClassificationTrainer", "Callback", "ClassificationTrainer", "DetectionTrainer", "EarlyStopping", "LivePlot", "SampleLoss",
-    "SegmentationTrainer", "Tracking", "Trainer",
+    "BinaryClassificationTrainer", "Callback", "ClassificationTrainer", "DetectionTrainer", "EMA", "EarlyStopping", "LivePlot", "SWA",
+    "SampleLoss", "SegmentationTrainer", "Tracking", "Trainer",
     "freeze_bn", "freeze_model", "smooth_losses", "split_normalization_params", "suggest_lrs",
 ]

@@ -466,13 +466,17 @@ class _Resumed(_Evaluated):
         if self.accelerator.is_main_process:
             print(line)
 
+    @property
+    def last_epoch(self) -> int:
+        """Epochs done when this training ends."""
+        return self._run["first_epoch"] + self._run["arguments"]["num_epochs"]
+
     def _train(self) -> None:
         """The epochs of this training that are left."""
-        last_epoch = self._run["first_epoch"] + self._run["arguments"]["num_epochs"]
         try:
             for callback in self._active:
                 callback.on_start(self)
-            while self.epoch < last_epoch and not self.stop_training:
+            while self.epoch < self.last_epoch and not self.stop_training:
                 train_loss = self._fit_epoch()
                 self._end_epoch(train_loss, self.evaluate())
         finally:

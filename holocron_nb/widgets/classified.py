@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..trainer import SampleLoss
@@ -48,9 +48,21 @@ class ClassifiedSample(SampleLoss):
 
     suspect: str = ""
 
+# %% ../../nbs/widgets/classified.ipynb #6fe53847
+class _NoAndYes(nn.Module):
+    """A net with one logit as one with two, for no and yes."""
 
-class Classified(Task):
-    """What a gallery shows of a classifier's samples. Args: as those of `Task`."""
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        yes = self.net(x).flatten()
+        return torch.stack([-yes, yes], 1)
+
+
+class _Scored(Task):
+    """Scores a classifier's samples."""
 
     orders = {
         "loss": lambda s: math.inf if math.isnan(s.loss) else s.loss,
@@ -62,7 +74,9 @@ class Classified(Task):
     @torch.inference_mode()
     def count_classes(self, loader: BatchLoader | DataLoader) -> int:
         """Number of the model's outputs; two for a single one, whose answer is yes or no."""
-        return max(2, self.trainer.model.eval()(model_input(loader, 0).to(self.trainer.device)).numel())
+        outputs = self.trainer.model.eval()(model_input(loader, 0).to(self.trainer.device)).numel()
+        self._explained = self.trainer.model if outputs > 1 else _NoAndYes(self.trainer.model)
+        return max(2, outputs)
 
     @torch.inference_mode()
     def score(self, loader: BatchLoader | DataLoader, num_samples: int) -> list[ClassifiedSample]:
@@ -81,6 +95,10 @@ class Classified(Task):
             return ""
         name = self.classes[prediction]
         return f"likely a label error: {name} with {p:.2f}, samples labelled {name} have {usual[prediction]:.2f} on average"
+
+# %% ../../nbs/widgets/classified.ipynb #de3ad312
+class Classified(_Scored):
+    """What a gallery shows of a classifier's samples. Args: as those of `Task`."""
 
     def labels(self, s: ClassifiedSample) -> tuple[set[int], set[int]]:
         """Its label and its prediction."""
@@ -114,7 +132,7 @@ class Classified(Task):
     def heat_map(self, loader: BatchLoader | DataLoader, index: int, target: int) -> tuple[Image.Image, Tensor]:
         """What the net was given of a sample, and the Grad-CAM map (H, W) of a class over it."""
         x = model_input(loader, index)
-        heat = grad_cam(self.trainer.model, x.to(self.trainer.device), target, self.layer)[0].cpu()
+        heat = grad_cam(self._explained, x.to(self.trainer.device), target, self.layer)[0].cpu()
         return input_picture(x[0], *self.normalisation(loader)), heat
 
     def _map(self, loader: BatchLoader | DataLoader, s: ClassifiedSample, target: int) -> tuple[Image.Image, str]:

@@ -1,6 +1,6 @@
-// The LR finder's view: a live loss curve over a logarithmic axis on which a rate is chosen by click or arrow keys.
+// The LR finder's view: a live loss curve over a logarithmic axis on which a rate is chosen by click or arrow keys, and training with it.
 const SVG = "http://www.w3.org/2000/svg";
-const WIDTH = 720, HEIGHT = 300, LEFT = 56, RIGHT = 16, TOP = 14, BOTTOM = 44;
+const WIDTH = 720, HEIGHT = 300, SMALL = 200, LEFT = 56, RIGHT = 16, TOP = 14, BOTTOM = 44;
 const SHAPES = { "steepest": "M0-5A5 5 0 1 1 0 5A5 5 0 1 1 0-5Z", "valley": "M-6-4H6L0 6Z", "minimum/10": "M-6 4H6L0-6Z", "slide": "M-5-5H5V5H-5Z" };
 const KEYS = { ArrowRight: 0.05, ArrowUp: 0.05, ArrowLeft: -0.05, ArrowDown: -0.05, PageUp: 1, PageDown: -1 };
 
@@ -30,6 +30,15 @@ const ticks = (low, high) => {
   return { found, digits: Math.max(0, -Math.floor(Math.log10(step))) };
 };
 
+const drawLosses = (svg, low, high, y, height) => {
+  const { found, digits } = ticks(low, high), middle = (TOP + height - BOTTOM) / 2;
+  for (const loss of found) {
+    draw(svg, "line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(loss), y2: y(loss), class: "grid" });
+    draw(svg, "text", { x: LEFT - 8, y: y(loss) + 4, "text-anchor": "end" }, loss.toFixed(digits));
+  }
+  draw(svg, "text", { x: 14, y: middle, "text-anchor": "middle", transform: `rotate(-90 14 ${middle})` }, "loss");
+};
+
 // Between which losses the curve is shown: a loss that explodes is cut off, not the valley before it.
 const lossRange = (curves) => {
   const seen = curves.filter((curve) => curve.smooth.length);
@@ -57,13 +66,8 @@ const drawAxes = (svg, scale) => {
     draw(svg, "line", { x1: x, x2: x, y1: TOP, y2: HEIGHT - BOTTOM, class: "grid" });
     draw(svg, "text", { x, y: HEIGHT - BOTTOM + 16, "text-anchor": "middle" }, `1e${decade}`);
   }
-  const { found, digits } = ticks(scale.low, scale.high);
-  for (const loss of found) {
-    draw(svg, "line", { x1: LEFT, x2: WIDTH - RIGHT, y1: scale.y(loss), y2: scale.y(loss), class: "grid" });
-    draw(svg, "text", { x: LEFT - 8, y: scale.y(loss) + 4, "text-anchor": "end" }, loss.toFixed(digits));
-  }
+  drawLosses(svg, scale.low, scale.high, scale.y, HEIGHT);
   draw(svg, "text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 8, "text-anchor": "middle" }, "learning rate (log)");
-  draw(svg, "text", { x: 14, y: (TOP + HEIGHT - BOTTOM) / 2, "text-anchor": "middle", transform: `rotate(-90 14 ${(TOP + HEIGHT - BOTTOM) / 2})` }, "training loss");
 };
 
 const drawCurve = (group, scale, curve, className) => {
@@ -111,6 +115,40 @@ const drawChart = (svg, model, id) => {
   drawChoice(svg, scale, model.get("lr"));
 };
 
+// The training's losses over its steps: dots for batches, marked lines for the epochs' means.
+const drawTraining = (svg, training) => {
+  const { steps, losses, epochs } = training;
+  svg.replaceChildren();
+  svg.style.display = steps.length || epochs.length ? "" : "none";
+  const ends = epochs.map((e) => e.step), means = epochs.flatMap((e) => [e.train_loss, e.val_loss]).filter(Number.isFinite);
+  const all = [...losses, ...means];
+  if (!all.length) return;
+  const [first, last] = [Math.min(...steps, ...ends), Math.max(...steps, ...ends)], reach = Math.max(Math.max(...all) - Math.min(...all), 1e-3);
+  const [low, high] = [Math.min(...all) - 0.05 * reach, Math.max(...all) + 0.05 * reach];
+  const x = (step) => LEFT + (last > first ? (step - first) / (last - first) : 0.5) * (WIDTH - LEFT - RIGHT);
+  const y = (loss) => TOP + ((high - loss) / (high - low)) * (SMALL - TOP - BOTTOM);
+  drawLosses(svg, low, high, y, SMALL);
+  const shown = ticks(first, Math.max(last, first + 1)).found.filter(Number.isInteger);
+  for (const step of shown) draw(svg, "text", { x: x(step), y: SMALL - BOTTOM + 16, "text-anchor": "middle" }, step);
+  draw(svg, "text", { x: (LEFT + WIDTH - RIGHT) / 2, y: SMALL - 8, "text-anchor": "middle" }, "step");
+  draw(svg, "path", { d: steps.map((step, i) => `M${x(step).toFixed(1)} ${y(losses[i]).toFixed(1)}h0`).join(""), class: "raw" });
+  for (const [name, mark] of Object.entries({ train_loss: "epoch-train", val_loss: "epoch-val" })) {
+    const points = epochs.filter((e) => Number.isFinite(e[name])).map((e) => [x(e.step).toFixed(1), y(e[name]).toFixed(1)]);
+    if (!points.length) continue;
+    draw(svg, "polyline", { points: points.map((p) => p.join(",")).join(" "), class: mark });
+    for (const [px, py] of points) draw(svg, "path", { d: "M-4-4H4V4H-4Z", transform: `translate(${px} ${py})`, class: mark });
+  }
+};
+
+const metrics = (epoch) => Object.entries(epoch).filter(([name, v]) => name !== "step" && Number.isFinite(v)).map(([name, v]) => `${name} ${v.toFixed(4)}`).join(", ");
+
+const trainingText = (model) => {
+  const { steps, epochs } = model.get("training");
+  const soFar = epochs.length ? ` Epoch ${epochs.length}: ${metrics(epochs[epochs.length - 1])}.` : "";
+  if (model.get("status") === "trained") return `Trained.${soFar}`;
+  return `Epoch ${epochs.length + 1} of ${model.get("num_epochs")}, step ${steps.length ? steps[steps.length - 1] : 0} …${soFar}`;
+};
+
 const describe = (svg, model) => {
   const lr = model.get("lr");
   const text = lr === null ? "no rate chosen" : `learning rate ${rate(lr)}`;
@@ -123,8 +161,10 @@ const statusText = (model) => {
   const steps = model.get("curve").lrs.length, lr = model.get("lr"), message = model.get("message");
   if (model.get("status") === "idle") return "Not run yet.";
   if (model.get("status") === "running") return `Step ${steps} of ${model.get("num_it")} …`;
-  if (model.get("status") === "failed") return message;
-  return `${model.get("status") === "stopped" ? "Stopped" : "Done"} after ${steps} steps. ${lr === null ? "" : `Chosen rate: ${rate(lr)}.`}`;
+  if (["training", "trained"].includes(model.get("status"))) return trainingText(model);
+  if (message) return message;
+  const chosen = lr === null ? "" : ` Chosen rate: ${rate(lr)}.`;
+  return `${model.get("status") === "stopped" ? "Stopped" : "Done"} after ${steps} steps.${chosen}`;
 };
 
 function render({ model, el }) {
@@ -138,7 +178,18 @@ function render({ model, el }) {
   const chips = element("div", { class: "chips", role: "group", "aria-label": "suggestions" });
   const status = element("div", { class: "status", role: "status" });
   const smoothing = element("label", {}, ["smoothing ", slider, " ", beta]);
-  el.append(element("div", { class: "holocron-lr-finder" }, [element("div", { class: "bar" }, [start, smoothing]), svg, chips, status]));
+  const layer = element("select", { class: "freeze" }, [element("option", { value: "" }, ["nothing"])]);
+  const decay = element("input", { type: "number", class: "decay", min: 0, step: "any", placeholder: "as all others" });
+  const epochs = element("input", { type: "number", class: "epochs", min: 1, step: 1, "aria-label": "epochs" });
+  const train = element("button", { type: "button", class: "train" });
+  const curves = document.createElementNS(SVG, "svg");
+  for (const [key, value] of Object.entries({ viewBox: `0 0 ${WIDTH} ${SMALL}`, role: "img", class: "training" })) curves.setAttribute(key, value);
+  const options = [element("label", {}, ["freeze until ", layer]), element("label", {}, ["weight decay of norms ", decay])];
+  const legend = element("div", { class: "legend" });
+  el.append(element("div", { class: "holocron-lr-finder" }, [
+    element("div", { class: "bar" }, [start, smoothing, ...options]), svg, legend, chips,
+    element("div", { class: "bar" }, [train, element("label", {}, [epochs, " epochs"])]), curves, status,
+  ]));
 
   const choose = (lr) => {
     const inside = Math.min(Math.max(lr, model.get("start_lr")), model.get("end_lr"));
@@ -148,8 +199,20 @@ function render({ model, el }) {
   const update = () => {
     drawChart(svg, model, id);
     describe(svg, model);
-    const running = model.get("status") === "running";
+    drawTraining(curves, model.get("training"));
+    const [running, training] = ["running", "training"].map((status) => model.get("status") === status);
     start.textContent = running ? "Stop" : model.get("curve").lrs.length ? "Run again" : "Start";
+    start.disabled = training;
+    train.textContent = training ? "Stop training" : model.get("lr") === null ? "Train" : `Train with ${rate(model.get("lr"))}`;
+    train.disabled = running || (!training && model.get("lr") === null);
+    for (const input of [layer, decay, epochs]) input.disabled = running || training;
+    const names = model.get("layers");
+    if (layer.options.length !== names.length + 1) layer.append(...names.map((name) => element("option", { value: name }, [name])));
+    layer.value = model.get("freeze_until") ?? "";
+    decay.value = model.get("norm_weight_decay") ?? "";
+    epochs.value = model.get("num_epochs");
+    legend.textContent = model.get("previous").lrs.length ? "solid: this search, dashed: the search before" : "";
+    curves.setAttribute("aria-label", `training losses: ${trainingText(model)}`);
     slider.value = model.get("beta");
     beta.textContent = model.get("beta").toFixed(2);
     status.textContent = statusText(model);
@@ -168,6 +231,11 @@ function render({ model, el }) {
   };
 
   start.addEventListener("click", () => model.send({ kind: model.get("status") === "running" ? "stop" : "start" }));
+  train.addEventListener("click", () => model.send({ kind: model.get("status") === "training" ? "stop" : "train" }));
+  const store = (name, value) => { model.set(name, value); model.save_changes(); };
+  layer.addEventListener("change", () => store("freeze_until", layer.value || null));
+  decay.addEventListener("change", () => store("norm_weight_decay", decay.value === "" ? null : Math.max(0, Number(decay.value))));
+  epochs.addEventListener("change", () => store("num_epochs", Math.max(1, Math.round(Number(epochs.value)) || 1)));
   slider.addEventListener("input", () => { model.set("beta", Number(slider.value)); model.save_changes(); });
   svg.addEventListener("click", (event) => {
     const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
@@ -188,7 +256,7 @@ function render({ model, el }) {
     waiting = true;
     requestAnimationFrame(() => { waiting = false; update(); });
   };
-  for (const name of ["curve", "previous", "lr", "beta", "status", "message", "start_lr", "end_lr", "num_it", "suggestions"]) model.on(`change:${name}`, soon);
+  for (const name of ["curve", "previous", "lr", "beta", "status", "message", "start_lr", "end_lr", "num_it", "suggestions", "training", "num_epochs", "freeze_until", "norm_weight_decay", "layers"]) model.on(`change:${name}`, soon);
   model.on("change:suggestions", updateChips);
   update();
   updateChips();

@@ -8,21 +8,31 @@ __all__ = ['LRFinder']
 # %% ../../nbs/widgets/lr_finder.ipynb #4c277aec
 import threading
 import time
+from collections.abc import Callable
 from importlib.resources import files
+from typing import Any
 
 import anywidget
 import matplotlib.pyplot as plt
 import traitlets
+from torch import Tensor, nn
 
 from ..trainer import Trainer
+from ..trainer.callbacks import Callback
 from ..trainer.lr_finder import plot_lr_curve, smooth_losses, suggest_lrs
 
 # %% ../../nbs/widgets/lr_finder.ipynb #69d852ba
 _EMPTY = {"lrs": [], "losses": [], "smooth": []}
+_UNTRAINED = {"steps": [], "losses": [], "epochs": []}
 
 
 def _curve(lrs: list[float], losses: list[float], beta: float) -> dict[str, list[float]]:
     return {"lrs": list(lrs), "losses": list(losses), "smooth": smooth_losses(losses, beta)}
+
+
+def _layers(model: nn.Module) -> list[str]:
+    """Names of the layers, down to the second level, that have parameters: up to which one may freeze."""
+    return [n for n, m in model.named_modules() if n and n.count(".") < 2 and next(m.parameters(), None) is not None]
 
 
 def _suggestions(lrs: list[float], losses: list[float], beta: float) -> dict[str, float]:
@@ -42,7 +52,12 @@ class _FinderState(anywidget.AnyWidget):
     curve = traitlets.Dict(_EMPTY).tag(sync=True)
     previous = traitlets.Dict(_EMPTY).tag(sync=True)
     suggestions = traitlets.Dict().tag(sync=True)
-    status = traitlets.Enum(["idle", "running", "stopped", "done", "failed"], "idle").tag(sync=True)
+    layers = traitlets.List().tag(sync=True)
+    freeze_until = traitlets.Unicode(None, allow_none=True).tag(sync=True)
+    norm_weight_decay = traitlets.Float(None, allow_none=True).tag(sync=True)
+    num_epochs = traitlets.Int(1).tag(sync=True)
+    training = traitlets.Dict(_UNTRAINED).tag(sync=True)
+    status = traitlets.Enum(["idle", "running", "stopped", "done", "training", "trained", "failed"], "idle").tag(sync=True)
     message = traitlets.Unicode().tag(sync=True)
 
     @traitlets.validate("lr")
@@ -57,6 +72,12 @@ class _FinderState(anywidget.AnyWidget):
             raise traitlets.TraitError(f"beta: expected a number in [0, 1), got {proposal['value']}")
         return proposal["value"]
 
+    @traitlets.validate("norm_weight_decay")
+    def _not_negative(self, proposal):
+        if proposal["value"] is not None and not 0 <= proposal["value"] < float("inf"):
+            raise traitlets.TraitError(f"norm_weight_decay: expected None or a number >= 0, got {proposal['value']}")
+        return proposal["value"]
+
     @traitlets.observe("beta")
     def _smooth_again(self, change):
         with self.hold_sync():
@@ -69,23 +90,23 @@ class _FinderState(anywidget.AnyWidget):
 class _Search(_FinderState):
     """The range test behind the view: what begins, what each step sends, and what stays at the end."""
 
-    def __init__(self, trainer: Trainer, freeze_until: str | None, norm_weight_decay: float | None, **traits) -> None:
-        super().__init__(**traits)
-        self.trainer, self.freeze_until, self.norm_weight_decay = trainer, freeze_until, norm_weight_decay
-        self._preset, self._error, self._thread, self._stop, self._sent = None, None, None, threading.Event(), 0.0
-        self.on_msg(self._on_message)
+    def __init__(self, trainer: Trainer, **traits) -> None:
+        super().__init__(layers=_layers(trainer.model), **traits)
+        self.trainer, self._preset, self._sent = trainer, None, 0.0
+        self._error, self._thread, self._stop = None, None, threading.Event()
 
-    def _begin(self) -> None:
-        if self.status == "running":
-            raise RuntimeError("run: a search is running; stop() it or wait() for it first")
+    def _begin(self, status: str) -> None:
+        if self.status in ("running", "training"):
+            what = "search" if self.status == "running" else "training"
+            raise RuntimeError(f"run: a {what} is running; stop() it or wait() for it first")
         self._stop.clear()
-        self._error = None
+        self._error, self.message, self.status = None, "", status
+
+    def _search(self) -> None:
         with self.hold_sync():
             if self.curve["lrs"]:
                 self.previous = self.curve
-            self.curve, self.suggestions, self.message, self.status = _EMPTY, {}, "", "running"
-
-    def _search(self) -> None:
+            self.curve, self.suggestions = _EMPTY, {}
         lrs, losses = [], []
 
         def on_step(iteration: int, lr: float, loss: float) -> bool:
@@ -113,34 +134,93 @@ class _Search(_FinderState):
                 self.lr = self._preset = self.suggestions["valley"]
             self.message, self.status = message, status
 
-    def _search_quietly(self) -> None:
+# %% ../../nbs/widgets/lr_finder.ipynb #20298f83
+class _Stopped(Exception):
+    """Ends a training at a batch because Stop was pressed."""
+
+
+class _Watch(Callback):
+    """Hands the losses of a training over to the finder that shows them."""
+
+    def __init__(self, finder: "_Training") -> None:
+        self.finder, self._read, self._pause = finder, 0.0, 0.1
+
+    def on_batch_end(self, trainer: Trainer, loss: Tensor | None) -> None:
+        if self.finder._stop.is_set():
+            raise _Stopped
+        if loss is not None and time.monotonic() - self._read > self._pause:
+            self._read = time.monotonic()
+            shown = self.finder.training
+            steps, losses = [*shown["steps"], trainer.step], [*shown["losses"], loss.item()]
+            if len(steps) >= 500:
+                steps, losses, self._pause = steps[::2], losses[::2], 2 * self._pause
+            self.finder.training = {**shown, "steps": steps, "losses": losses}
+
+    def on_epoch_end(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        epoch = {"step": trainer.step, "train_loss": trainer.history[-1]["train_loss"], **metrics}
+        self.finder.training = {**self.finder.training, "epochs": [*self.finder.training["epochs"], epoch]}
+
+# %% ../../nbs/widgets/lr_finder.ipynb #ee63fca9
+class _Training(_Search):
+    """Training with the chosen rate, in the calling thread or in one of its own, and what the browser asks for."""
+
+    def __init__(self, trainer: Trainer, **traits) -> None:
+        super().__init__(trainer, **traits)
+        self.on_msg(self._on_message)
+
+    def _fit(self, **options: Any) -> None:
+        watch, self.training = _Watch(self), _UNTRAINED
+        self.trainer.callbacks.append(watch)
         try:
-            self._search()
-        except Exception as error:
-            self._error = error
+            rates = {"norm_weight_decay": self.norm_weight_decay, **options}
+            self.trainer.fit_n_epochs(self.num_epochs, self.lr, self.freeze_until, **rates)
+        except (_Stopped, KeyboardInterrupt):
+            self.status = "stopped"
+        except BaseException as error:
+            self.message, self.status = f"{type(error).__name__}: {error}", "failed"
+            raise
+        else:
+            self.status = "trained"
+        finally:
+            self.trainer.callbacks.remove(watch)
+
+    def _in_a_thread(self, work: Callable[[], None]) -> None:
+        def quietly() -> None:
+            try:
+                work()
+            except Exception as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=quietly, name="LRFinder", daemon=True)
+        self._thread.start()
 
     def _on_message(self, _widget, content: dict, _buffers) -> None:
         if content["kind"] == "stop":
             self.stop()
-        elif self.status != "running":
-            self.start()
+        elif self.status not in ("running", "training"):
+            try:
+                self.start() if content["kind"] == "start" else self.start_training()
+            except ValueError as error:
+                self.message, self.status = str(error), "failed"
 
 # %% ../../nbs/widgets/lr_finder.ipynb #572b48d7
-class LRFinder(_Search):
-    """A learning-rate range test to watch and choose from; displays itself in a notebook.
+class LRFinder(_Training):
+    """A learning-rate range test to watch and choose from, and to train with the choice; displays itself in a notebook.
 
     Args:
         trainer: what to train for a few steps; afterwards it is as it was.
         start_lr, end_lr: first and last rate.
         num_it: number of steps; by default 100, or as many as the training loader has batches.
-        freeze_until: last layer to freeze.
-        norm_weight_decay: weight decay of normalisation layers.
+        freeze_until: last layer to freeze, in the search and in the training.
+        norm_weight_decay: weight decay of normalisation layers, in both.
 
     Attributes:
         lr: the chosen rate, or None before the first search; the valley's until another is chosen.
         suggestions: "steepest", "valley", "minimum/10" and "slide", each a rate; empty below 10 steps.
-        curve: "lrs", "losses" and "smooth", lists of floats, one a step.
-        status: "idle", "running", "stopped", "done" or "failed"; `message` says what failed.
+        curve: "lrs", "losses" and "smooth", lists of floats, one a step; `previous` is the curve of the search before.
+        trainer: of the next search; replaced by another, the two curves show what a change of the net or the batch size did.
+        training: "steps" and "losses" of the training, at most 500, and a dictionary of metrics for each of its "epochs".
+        status: "idle", "running", "stopped", "done", "training", "trained" or "failed"; `message` says what failed.
         beta: weight of the past in the smoothing, in [0, 1).
     """
 
@@ -149,7 +229,8 @@ class LRFinder(_Search):
         *, freeze_until: str | None = None, norm_weight_decay: float | None = None,
     ) -> None:
         num_it = min(100, len(trainer.train_loader)) if num_it is None else num_it
-        super().__init__(trainer, freeze_until, norm_weight_decay, start_lr=start_lr, end_lr=end_lr, num_it=num_it)
+        options = {"freeze_until": freeze_until, "norm_weight_decay": norm_weight_decay}
+        super().__init__(trainer, start_lr=start_lr, end_lr=end_lr, num_it=num_it, **options)
 
     def __repr__(self) -> str:
         return f"LRFinder(lr={self.lr}, status={self.status!r}, steps={len(self.curve['lrs'])})"
@@ -158,10 +239,10 @@ class LRFinder(_Search):
         """Searches in the calling thread; an interrupt stops it. Returns the suggestions.
 
         Raises:
-            RuntimeError: if a search is running.
+            RuntimeError: if a search or a training is running.
             ValueError: as `Trainer.find_lr`.
         """
-        self._begin()
+        self._begin("running")
         self._search()
         return self.suggestions
 
@@ -169,30 +250,54 @@ class LRFinder(_Search):
         """Searches in a thread of its own. Don't train the same model before it has ended: `wait` for it.
 
         Raises:
-            RuntimeError: if a search is running.
+            RuntimeError: if a search or a training is running.
         """
-        self._begin()
-        self._thread = threading.Thread(target=self._search_quietly, name="LRFinder", daemon=True)
-        self._thread.start()
+        self._begin("running")
+        self._in_a_thread(self._search)
+
+    def train(self, num_epochs: int | None = None, **options: Any) -> None:
+        """Trains with the chosen rate in the calling thread; an interrupt stops it.
+
+        Args:
+            num_epochs: number of epochs; by default those of the view.
+            **options: handed to `Trainer.fit_n_epochs`.
+
+        Raises:
+            ValueError: if no rate is chosen, and as `Trainer.fit_n_epochs`.
+            RuntimeError: if a search or a training is running.
+        """
+        self._begin_training(num_epochs)
+        self._fit(**options)
+
+    def start_training(self, num_epochs: int | None = None, **options: Any) -> None:
+        """As `train`, in a thread of its own; `wait` for it."""
+        self._begin_training(num_epochs)
+        self._in_a_thread(lambda: self._fit(**options))
+
+    def _begin_training(self, num_epochs: int | None) -> None:
+        if self.lr is None:
+            raise ValueError("lr: no rate is chosen; search with run(), or set lr")
+        self.num_epochs = self.num_epochs if num_epochs is None else num_epochs
+        self._begin("training")
 
     def stop(self) -> None:
-        """Ends the running search after its step; what it has found stays."""
+        """Ends the running search or training after its step; what it has found or learnt stays."""
         self._stop.set()
 
     def wait(self, timeout: float | None = None) -> dict[str, float]:
-        """Waits for the search that `start` began, and returns the suggestions.
+        """Waits for the search or the training in its thread, and returns the suggestions.
 
         Args:
             timeout: seconds.
 
         Raises:
             TimeoutError: if it runs for longer.
-            Exception: whatever ended the search.
+            Exception: whatever ended it.
         """
         if self._thread is not None:
             self._thread.join(timeout)
             if self._thread.is_alive():
-                raise TimeoutError(f"timeout: the search still runs after {timeout} s")
+                raise TimeoutError(f"timeout: the {'training' if self.status == 'training' else 'search'} still runs after {timeout} s")
         if self._error is not None:
             raise self._error
         return self.suggestions
@@ -209,9 +314,13 @@ class LRFinder(_Search):
         if not self.curve["lrs"]:
             raise RuntimeError("plot: nothing to plot, call run() first")
         ax = ax if ax is not None else plt.subplots(figsize=(7, 3.5), layout="constrained")[1]
-        if self.previous["lrs"]:
-            ax.plot(self.previous["lrs"], self.previous["smooth"], "--", color="0.6", zorder=1)
         plot_lr_curve(self.curve["lrs"], self.curve["losses"], self.beta, ax)
+        if self.previous["lrs"]:
+            lrs, smooth = self.previous["lrs"], self.previous["smooth"]
+            low, high = ax.get_ylim()
+            ax.plot(lrs, smooth, "--", color="0.4", zorder=1, label="the search before")
+            ax.set_ylim(min(low, *smooth), max(high, 1.05 * max(smooth[: len(smooth) // 4 + 1])))
+            ax.legend(loc="lower right", fontsize=9)
         if self.lr is not None:
             ax.axvline(self.lr, color="0.2", linestyle=":")
             ax.annotate(f" lr {self.lr:.1e}", (self.lr, 0.94), xycoords=ax.get_xaxis_transform(), fontsize=9)

@@ -101,7 +101,11 @@ class Task:
 
     def __init__(self, trainer, loader, classes=None, mean=None, std=None, layer=None) -> None:
         self.trainer, self.mean, self.std, self.layer = trainer, mean, std, layer
-        self.classes = class_names(classes, loader.dataset, self.count_classes(loader))
+        self.classes = self.name_classes(classes, loader)
+
+    def name_classes(self, classes: Sequence[str] | None, loader: BatchLoader | DataLoader) -> list[str]:
+        """A name for each class."""
+        return class_names(classes, loader.dataset, self.count_classes(loader))
 
     def count_classes(self, loader: BatchLoader | DataLoader) -> int:
         """Number of classes that the model tells apart."""

@@ -292,7 +292,8 @@ function render({ model, el }) {
     make("div", { class: "hn-row" }, folder,
       button("Apply to a copy", "write a corrected copy of the image folder; the original is not changed", () => send("apply", folder.value)), unapply, applied));
   const status = make("div", { class: "hn-status", role: "status", "aria-live": "polite" });
-  const help = make("div", { class: "hn-help" }, ...HELP.map(([keys, text]) => make("span", {}, ...keys.map((key) => make("kbd", {}, key)), ` ${text}`)));
+  const help = make("div", { class: "hn-help" }, ...HELP.map(([keys, text]) =>
+    make("span", { "data-help": text }, ...keys.map((key) => make("kbd", {}, key)), ` ${text}`)));
   const drawRest = () => {
     const v = view();
     heading.replaceChildren(make("strong", {}, "Top losses"), ` ${v.total ?? 0} worst of ${v.size ?? 0} samples · ${v.count ?? 0} shown`);
@@ -304,6 +305,7 @@ function render({ model, el }) {
     before.disabled = model.get("page") <= 1;
     after.disabled = model.get("page") >= (v.pages ?? 1);
     tally.textContent = v.summary ?? "";
+    help.querySelector("[data-help=relabel]").hidden = !v.relabels;
     undo.disabled = !v.decided;
     unapply.disabled = !v.applied;
     applied.textContent = v.applied ? `applied: ${v.applied}` : "";

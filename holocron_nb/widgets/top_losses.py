@@ -22,17 +22,19 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
-from ..trainer import ClassificationTrainer, Trainer
+from ..trainer import ClassificationTrainer, DetectionTrainer, SegmentationTrainer, Trainer
 from ..utils.datasets import sample_path
 from ..viz import subplots
 from .classified import Classified
+from .detected import Detected
 from .lasting import display_lasting, lasting
 from .pictures import encode
 from .review import Decisions, image_folder, plan_copy, read_csv, remove_copy, summary, write_copy, write_csv
+from .segmented import Segmented
 from .tasks import naming_broken_files, split_loader
 
 # %% ../../nbs/widgets/top_losses.ipynb #8ea90b28
-TASKS = {ClassificationTrainer: Classified}
+TASKS = {ClassificationTrainer: Classified, SegmentationTrainer: Segmented, DetectionTrainer: Detected}
 
 
 def find_task(trainer: Trainer) -> type:
@@ -438,7 +440,7 @@ def plot_page(top: "_Exported", ncols: int = 6) -> Figure:
     for ax, s, text in zip(axes.flat, page, texts, strict=False):
         picture = top._drawn(s.index, top._task.thumbnail)
         ax.imshow(picture, cmap="gray" if picture.mode == "L" else None)
-        ax.set_title(text, loc="left", fontsize=7.5, color="#0072b2" if "→" in text else "black")
+        ax.set_title(text, loc="left", fontsize=7, color="#0072b2" if "→" in text else "black")
     return figure
 
 # %% ../../nbs/widgets/top_losses.ipynb #fdd3546d

@@ -6,7 +6,9 @@
 __all__ = []
 
 # %% ../../../nbs/nn/attention/index.ipynb #8db2009d
+from .lambda_layer import LambdaLayer
+from .sam import SAM
 from .triplet import TripletAttention, ZPool, z_pool
 
 # %% ../../../nbs/nn/attention/index.ipynb #98919a49
-__all__ = ["TripletAttention", "ZPool", "z_pool"]
+__all__ = ["LambdaLayer", "SAM", "TripletAttention", "ZPool", "z_pool"]

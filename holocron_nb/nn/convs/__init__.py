@@ -6,9 +6,11 @@
 __all__ = []
 
 # %% ../../../nbs/nn/convs/index.ipynb #bdce96e8
+from .adder import Add2d, add2d
 from .involution import Involution2d, involution2d
 from .norm_conv import NormConv2d, norm_conv2d
 from .pyconv import PyConv2d
+from .slim_conv import SlimConv2d
 
 # %% ../../../nbs/nn/convs/index.ipynb #a240d6c8
-__all__ = ["Involution2d", "NormConv2d", "PyConv2d", "involution2d", "norm_conv2d"]
+__all__ = ["Add2d", "Involution2d", "NormConv2d", "PyConv2d", "SlimConv2d", "add2d", "involution2d", "norm_conv2d"]

@@ -7,14 +7,16 @@ __all__ = []
 
 # %% ../../../nbs/nn/losses/index.ipynb #e7081628
 from .base import Loss
+from .class_balanced import ClassBalancedWrapper
 from .complement_cross_entropy import ComplementCrossEntropy, complement_cross_entropy
 from .dice import DiceLoss, dice_loss
 from .focal import FocalLoss, focal_loss
+from .multilabel_cross_entropy import MultiLabelCrossEntropy, multilabel_cross_entropy
 from .mutual_channel import MutualChannelLoss, mutual_channel_loss
 from .poly import PolyLoss, poly_loss
 
 # %% ../../../nbs/nn/losses/index.ipynb #3bd13a02
 __all__ = [
-    "ComplementCrossEntropy", "DiceLoss", "FocalLoss", "Loss", "MutualChannelLoss", "PolyLoss", "complement_cross_entropy", "dice_loss",
-    "focal_loss", "mutual_channel_loss", "poly_loss",
+    "ClassBalancedWrapper", "ComplementCrossEntropy", "DiceLoss", "FocalLoss", "Loss", "MultiLabelCrossEntropy", "MutualChannelLoss",
+    "PolyLoss", "complement_cross_entropy", "dice_loss", "focal_loss", "multilabel_cross_entropy", "mutual_channel_loss", "poly_loss",
 ]

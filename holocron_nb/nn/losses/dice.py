@@ -9,15 +9,16 @@ __all__ = ['dice_loss', 'DiceLoss']
 import torch
 from torch import Tensor
 
-from .base import Loss, check_inputs, check_number, full_precision
+from .base import Loss, check_inputs, check_logits, check_number, full_precision
 
 # %% ../../../nbs/nn/losses/dice.ipynb #bea391b0
-def _masks(x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> tuple[Tensor, Tensor]:
+def _masks(x: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """The predicted and the true mask of each class, both (N, K, ...), of the dtype of x; empty where ignored."""
-    if target.shape == x.shape and x.ndim > 1:
-        check_inputs(x, target.new_zeros(x.shape[0], *x.shape[2:], dtype=torch.int64), weight)
+    if target.ndim == x.ndim:
+        if target.shape != x.shape:
+            raise ValueError(f"target: expected masks of the shape {tuple(x.shape)} of x, got {tuple(target.shape)}")
         return x, target.to(x.dtype)
-    target = check_inputs(x, target, weight)
+    target = check_inputs(x, target)
     if x.shape[1] == 1:
         raise ValueError(f"target: class indices need at least two maps, x has shape {tuple(x.shape)}; give a mask of that shape instead")
     counted = (target != ignore_index).unsqueeze(1)
@@ -60,10 +61,11 @@ def dice_loss(
     """
     check_number("gamma", gamma, low=0)
     check_number("eps", eps, low=torch.finfo(torch.float32).tiny)
+    check_logits(x, weight)
     x = full_precision(x)
     if logits:
-        x = x.softmax(1) if x.ndim > 1 and x.shape[1] > 1 else x.sigmoid()
-    p, g = _masks(x, target, weight, ignore_index)
+        x = x.softmax(1) if x.shape[1] > 1 else x.sigmoid()
+    p, g = _masks(x, target, ignore_index)
     others = [d for d in range(x.ndim) if d != 1]
     size = (p.square() + gamma * g.square() if squared else p + gamma * g).sum(others)
     overlap = ((1 + gamma) * (p * g).sum(others) + eps) / (size + eps)

@@ -7,6 +7,9 @@ __all__ = []
 
 # %% ../../../nbs/nn/pooling/index.ipynb #68153d75
 from .blur_pool import BlurPool2d
+from .concat_downsample import ConcatDownsample2d, concat_downsample2d
+from .global_pool import GlobalAvgPool2d, GlobalMaxPool2d
+from .spp import SPP, SpatialPyramidPool2d
 
 # %% ../../../nbs/nn/pooling/index.ipynb #917d894c
-__all__ = ["BlurPool2d"]
+__all__ = ["BlurPool2d", "ConcatDownsample2d", "GlobalAvgPool2d", "GlobalMaxPool2d", "SPP", "SpatialPyramidPool2d", "concat_downsample2d"]
