@@ -311,6 +311,22 @@ def test_wrong_arguments_are_named(build, arguments, error, name):
         build(**arguments)
 
 
+@pytest.mark.parametrize(
+    "function, arguments",
+    [
+        (HF.focal_loss, {"gamma": -1}),
+        (HF.poly_loss, {"eps": -2}),
+        (HF.complement_cross_entropy, {"gamma": float("inf")}),
+        (HF.dice_loss, {"gamma": -1}),
+        (HF.mutual_channel_loss, {"alpha": float("nan")}),
+    ],
+)
+def test_wrong_numbers_of_functions_are_named(function, arguments):
+    (name,) = arguments
+    with pytest.raises(ValueError, match=f"^{name}: expected"):
+        function(torch.rand(2, 4, 3, 3), torch.zeros(2, 3, 3, dtype=torch.int64), **arguments)
+
+
 @each([row for row in REDUCING if row.function])
 def test_functions_know_the_reductions(row):
     with pytest.raises(NotImplementedError, match="reduction: expected"):

@@ -21,7 +21,6 @@ from torchvision.transforms import v2
 from holocron_nb.optim.wrapper import Lookahead
 from holocron_nb.trainer import EMA, Callback, ClassificationTrainer, EarlyStopping
 from holocron_nb.trainer import checkpoint as checkpoint_module
-from holocron_nb.trainer.callbacks import last_checkpoint
 from holocron_nb.trainer.checkpoint import read_checkpoint
 
 # children are forked from a server that has imported torch once and never used it: a clean process each, without seconds of imports
@@ -244,7 +243,7 @@ def test_a_read_only_folder_is_named_and_nothing_is_lost(whole):
     assert same(found, outcome(whole))
 
 
-def interrupted(tmp_path, step=15, **kwargs):
+def interrupted(tmp_path, step=17, **kwargs):
     """A trainer that was stopped in the middle of an epoch."""
     trainer = make_trainer(tmp_path, fault=("batch", step, lambda: (_ for _ in ()).throw(KeyboardInterrupt())), **kwargs)
     with pytest.raises(KeyboardInterrupt):

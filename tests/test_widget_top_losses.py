@@ -221,8 +221,19 @@ def test_keyboard_alone(lab, page):
     expect(page.locator(".hn-large")).to_be_hidden()
     acts = lab.ask("[[r['index'], r['action'], r['label']] for r in top.decisions]")
     assert acts == [[first, "delete", ""], [second, "relabel", label]]
+    assert page.locator(".jp-mod-dirty").count() > 0
+    cards(page).first.focus()
+    page.keyboard.press("Control+s")
+    page.wait_for_function("!document.querySelector('.jp-mod-dirty')")  # the notebook is saved: shortcuts with Ctrl stay JupyterLab's
     for word in ("keep", "relabel", "delete", "undo", "large view"):
         expect(page.locator(".hn-help")).to_contain_text(word)
+
+
+NOTE_STATUS = """() => {
+  window.seen = [];
+  const node = document.querySelector('.hn-status');
+  new MutationObserver(() => window.seen.push(node.textContent)).observe(node, { childList: true, characterData: true, subtree: true });
+}"""
 
 
 def test_decisions_survive_filters_pages_and_another_view(lab, page):
@@ -239,8 +250,10 @@ def test_decisions_survive_filters_pages_and_another_view(lab, page):
     page.get_by_role("button", name="next page").click()
     page.get_by_role("button", name="previous page").click()
     expect(card(page, second).locator(".hn-badge")).to_contain_text("kept")
+    page.evaluate(NOTE_STATUS)
     choose(page, "Split", "train")
     expect(page.get_by_label("Split", exact=True)).to_have_value("train")
+    assert page.evaluate("window.seen").count("Going over the 40 samples of train ...") == 1
     page.wait_for_function("document.querySelector('.hn-gallery .hn-card').dataset.key.startsWith('train')")
     choose(page, "Split", "val")
     expect(card(page, first).locator(".hn-badge")).to_contain_text("deleted")

@@ -42,7 +42,7 @@ def find_device(gpu: int | None = None) -> torch.device:
         ValueError: if there is no GPU of this index.
     """
     if gpu is None:
-        return PartialState().device
+        return PartialState(cpu=not torch.accelerator.is_available()).device
     if not torch.cuda.is_available():
         raise AssertionError(f"gpu: asked for GPU {gpu}, but PyTorch sees none; gpu=None trains on the CPU")
     if not 0 <= gpu < torch.cuda.device_count():
@@ -54,7 +54,7 @@ def make_accelerator(device: torch.device, amp: bool) -> Accelerator:
     """An Accelerator for this device, in bfloat16 or float16 mixed precision if `amp`, in the model's own otherwise."""
     half = "bf16" if device.type != "cuda" or torch.cuda.is_bf16_supported() else "fp16"
     AcceleratorState._reset_state()  # its precision is one for the process; a trainer's is its own
-    return Accelerator(mixed_precision=half if amp else "no", device_placement=False)
+    return Accelerator(mixed_precision=half if amp else "no", device_placement=False, cpu=device.type == "cpu")
 
 # %% ../../nbs/trainer/core.ipynb #fbeaffb6
 def make_scheduler(optimizer: Optimizer, lr: float, num_steps: int, sched_type: str = "onecycle", **kwargs: Any) -> LRScheduler:
@@ -253,8 +253,8 @@ def _differences(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> list[str
     return missing + [f"{key} has shape {got}, expected {expected}" for key, expected, got in shared if got != expected]
 
 # %% ../../nbs/trainer/core.ipynb #30534a34
-class _Loop(_Checkpointed):
-    """Training step by step, epoch by epoch."""
+class _Steps(_Checkpointed):
+    """Training step by step."""
 
     def _forward(self, x: Tensor) -> Tensor:
         """The model's output in the form that the criterion and the metrics read."""
@@ -298,6 +298,10 @@ class _Loop(_Checkpointed):
             where = f"in epoch {self.epoch + 1}"
             raise ValueError(f"loss: NaN or infinite for more than {self.nan_tolerance} batches in a row (nan_tolerance) {where}")
         return not finite
+
+# %% ../../nbs/trainer/core.ipynb #6abc63e0
+class _Loop(_Steps):
+    """Training epoch by epoch."""
 
     def _fit_epoch(self) -> float:
         """Trains for one epoch, or for what is left of it; returns the mean loss of its batches."""

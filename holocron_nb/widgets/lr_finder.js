@@ -209,8 +209,9 @@ function render({ model, el }) {
     const names = model.get("layers");
     if (layer.options.length !== names.length + 1) layer.append(...names.map((name) => element("option", { value: name }, [name])));
     layer.value = model.get("freeze_until") ?? "";
-    decay.value = model.get("norm_weight_decay") ?? "";
-    epochs.value = model.get("num_epochs");
+    const typing = el.getRootNode().activeElement; // what is being typed is the user's
+    if (typing !== decay) decay.value = model.get("norm_weight_decay") ?? "";
+    if (typing !== epochs) epochs.value = model.get("num_epochs");
     legend.textContent = model.get("previous").lrs.length ? "solid: this search, dashed: the search before" : "";
     curves.setAttribute("aria-label", `training losses: ${trainingText(model)}`);
     slider.value = model.get("beta");

@@ -175,7 +175,7 @@ class _Training(_Search):
             rates = {"norm_weight_decay": self.norm_weight_decay, **options}
             self.trainer.fit_n_epochs(self.num_epochs, self.lr, self.freeze_until, **rates)
         except (_Stopped, KeyboardInterrupt):
-            self.status = "stopped"
+            self.message, self.status = f"Stopped the training at step {self.trainer.step}.", "stopped"
         except BaseException as error:
             self.message, self.status = f"{type(error).__name__}: {error}", "failed"
             raise
@@ -220,7 +220,7 @@ class LRFinder(_Training):
         curve: "lrs", "losses" and "smooth", lists of floats, one a step; `previous` is the curve of the search before.
         trainer: of the next search; replaced by another, the two curves show what a change of the net or the batch size did.
         training: "steps" and "losses" of the training, at most 500, and a dictionary of metrics for each of its "epochs".
-        status: "idle", "running", "stopped", "done", "training", "trained" or "failed"; `message` says what failed.
+        status: "idle", "running", "stopped", "done", "training", "trained" or "failed"; `message` says what failed or was stopped.
         beta: weight of the past in the smoothing, in [0, 1).
     """
 

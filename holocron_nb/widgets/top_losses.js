@@ -357,6 +357,10 @@ function render({ model, el }) {
     }
   });
 
+  // JupyterLab looks for its shortcuts before we do, and not at all where this attribute stands: those with Ctrl, such as saving, it may have
+  const share = (event) => root.toggleAttribute("data-lm-suppress-shortcuts", !(event.ctrlKey || event.metaKey));
+  window.addEventListener("keydown", share, true);
+
   const draw = () => {
     drawGallery();
     drawLarge();
@@ -370,6 +374,7 @@ function render({ model, el }) {
   send("show");
   return () => {
     model.off(watched, draw);
+    window.removeEventListener("keydown", share, true);
     addresses.keep(new Set());
   };
 }

@@ -109,8 +109,10 @@ class _Scored(_State):
 
     def _score(self, split: str) -> None:
         loader = split_loader(self.trainer, split)
+        self._message = f"Going over the {len(loader.dataset)} samples of {split} ..."  # seen at once, for the pass can take long
         with naming_broken_files(loader.dataset, split):
             samples = self._task.score(loader, self.num_samples)
+        self._message = ""
         self._loaders[split] = loader
         self._samples[split] = {s.index: s for s in samples}
 

@@ -31,6 +31,35 @@ def binomial_filter(size: int) -> Tensor:
     return torch.cat([torch.ones(1, dtype=torch.float64), steps.cumprod(0)]).round() / 2 ** (size - 1)
 
 # %% ../../../nbs/nn/pooling/blur_pool.ipynb #d450295d
+def _fold(gradient: Tensor, before: int, after: int, dim: int) -> Tensor:
+    """The transpose of mirrored padding along a dimension: mirrored positions are added, in place, to those they mirror."""
+    size = gradient.shape[dim] - before - after
+    inner = gradient.narrow(dim, before, size)
+    inner.narrow(dim, 1, before).add_(gradient.narrow(dim, 0, before).flip(dim))
+    inner.narrow(dim, size - 1 - after, after).add_(gradient.narrow(dim, before + size, after).flip(dim))
+    return inner
+
+
+class _Blur(torch.autograd.Function):
+    """(3) without the maximum, for maps (N, C, H, W) and a fixed filter (C, 1, m, m); the backward pass is (5)."""
+
+    @staticmethod
+    def forward(ctx, x, weight, stride):
+        before, after = (weight.shape[-1] - 1) // 2, weight.shape[-1] // 2
+        ctx.save_for_backward(weight)
+        ctx.stride, ctx.sizes = stride, x.shape[2:]
+        return F.conv2d(F.pad(x, (before, after, before, after), mode="reflect"), weight, stride=stride, groups=len(weight))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (weight,) = ctx.saved_tensors
+        before, after = (weight.shape[-1] - 1) // 2, weight.shape[-1] // 2
+        unread = [(size - 1) % ctx.stride for size in ctx.sizes]  # last rows and columns that no window reaches
+        weight = weight.to(gradient.dtype)  # autocast may have changed it
+        gradient = F.conv_transpose2d(gradient, weight, stride=ctx.stride, output_padding=unread, groups=len(weight))
+        return _fold(_fold(gradient, before, after, 2), before, after, 3), None, None
+
+# %% ../../../nbs/nn/pooling/blur_pool.ipynb #83f76e37
 def _positive(name: str, value: int, least: int) -> None:
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name}: expected an integer of at least {least}, got {type(value).__name__}")
@@ -67,12 +96,11 @@ class BlurPool2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The maps (N, C, H, W) at (N, C, ceil(H / s), ceil(W / s))."""
-        before, after = (self.kernel_size - 1) // 2, self.kernel_size // 2
-        if x.ndim != 4 or x.shape[1] != self.channels or min(x.shape[2:]) <= after:
-            expected = f"(N, {self.channels}, H, W) with H and W above {after}"
+        reach = self.kernel_size // 2
+        if x.ndim != 4 or x.shape[1] != self.channels or min(x.shape[2:]) <= reach:
+            expected = f"(N, {self.channels}, H, W) with H and W above {reach}"
             raise ValueError(f"x: expected maps {expected}, got {tuple(x.shape)}")
-        x = F.pad(x, (before, after, before, after), mode="reflect")
-        return F.conv2d(x, self.filter, stride=self.stride, groups=self.channels)
+        return _Blur.apply(x, self.filter, self.stride)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, kernel_size={self.kernel_size}, stride={self.stride}"
