@@ -82,19 +82,21 @@ def test_readme_is_made_from_the_index():
     assert (ROOT / "README.md").read_text() == readme(), "run make export"
 
 
-def test_the_two_commands_from_a_clean_clone(clone):
+def test_the_two_commands_from_a_clean_clone(clone, tmp_path):
     """`make lab` opens the quick tour in JupyterLab and `make test` runs the checks, each setting up what it needs."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("VIRTUAL_ENV", "PYTEST", "PYTHONPATH", "MAKE"))}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = f"--no-browser --ServerApp.token= --ServerApp.ip=127.0.0.1 --port={port} --allow-root"
-    lab = subprocess.Popen(
-        ["make", "lab", f"PYTHON={sys.executable}", f"LAB_ARGS={arguments}"], cwd=clone, env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, start_new_session=True,
-    )  # fmt: skip
+    log = tmp_path / "lab.log"  # a file: a pipe that nobody reads fills up and stops the server
+    with log.open("w") as out:
+        lab = subprocess.Popen(
+            ["make", "lab", f"PYTHON={sys.executable}", f"LAB_ARGS={arguments}"], cwd=clone, env=environment,
+            stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
     try:
-        tour = _wait_for(f"http://127.0.0.1:{port}/api/contents/tutorials/quicktour.ipynb", lab, seconds=900)
+        tour = _wait_for(f"http://127.0.0.1:{port}/api/contents/tutorials/quicktour.ipynb", lab, log, seconds=900)
         assert tour["content"]["cells"], "the quick tour is empty"
     finally:
         os.killpg(lab.pid, 15)
@@ -103,7 +105,7 @@ def test_the_two_commands_from_a_clean_clone(clone):
     assert re.search(r"1 passed", out)
 
 
-def _wait_for(url, process, seconds):
+def _wait_for(url, process, log, seconds):
     """Asks for the address until it answers; fails with the process's output if that ends first."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -111,6 +113,6 @@ def _wait_for(url, process, seconds):
             with urllib.request.urlopen(url, timeout=5) as answer:
                 return json.load(answer)
         except OSError:
-            assert process.poll() is None, process.stdout.read()
+            assert process.poll() is None, log.read_text()
             time.sleep(0.5)
-    raise AssertionError(f"{url} did not answer within {seconds} s")
+    raise AssertionError(f"{url} did not answer within {seconds} s\n{log.read_text()[-3000:]}")

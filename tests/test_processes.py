@@ -1,8 +1,10 @@
-"""Two processes train as one with the double batch does: over gloo on the CPU, started by torchrun."""
+"""Two processes train as one with the double batch does: over gloo on the CPU, started by torchrun or by Accelerate's launchers."""
 
 import subprocess
 import sys
 
+import accelerate
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -24,16 +26,24 @@ def train(folder, batch_size, samples=64):
     return trainer
 
 
-def launch(folder, samples):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, str(folder), str(samples)]
+def train_a_share(folder, samples):
+    torch.set_num_threads(1)
+    train(folder, 8, samples)
+
+
+def launch(folder, samples, starter="torchrun"):
+    """Starts two processes that each train with half the batch."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if starter == "torchrun" else []
+    command = [sys.executable, *torchrun, __file__, str(folder), str(samples), starter]
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
-def test_two_processes_train_as_one_with_the_double_batch(tmp_path):
+@pytest.mark.parametrize("starter", ["torchrun", "debug_launcher", "notebook_launcher"])
+def test_two_processes_train_as_one_with_the_double_batch(tmp_path, starter):
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir(), two.mkdir()
     alone = train(one, 16)
-    done = launch(two, 64)
+    done = launch(two, 64, starter)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("epoch 2: train_loss") == 1, "one process reports"
     assert {path.name for path in two.iterdir()} == {"model.pth", "model.last.pth"}
@@ -54,5 +64,8 @@ def test_uneven_last_batches_neither_hang_nor_count_twice(tmp_path):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    train(sys.argv[1], 8, int(sys.argv[2]))
+    folder, samples, starter = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    if starter == "torchrun":
+        train_a_share(folder, samples)
+    else:
+        getattr(accelerate, starter)(train_a_share, (folder, samples), num_processes=2)

@@ -111,13 +111,32 @@ def test_options_go_into_the_search(lab, finished):
     finished.get_by_role("combobox", name="freeze until").select_option("2")
     lab.until("finder.freeze_until == '2'")
     decay = finished.get_by_role("spinbutton", name="weight decay of norms")
-    decay.fill("0.01")
+    decay.press_sequentially("0.01")
     decay.press("Enter")
     lab.until("finder.norm_weight_decay == 0.01")
     assert lab.ask("finder.layers") == ["2", "4"]
     assert lab.ask("setattr(finder, 'freeze_until', None) or setattr(finder, 'norm_weight_decay', None)") is None
     decay.blur()
     finished.wait_for_function("() => document.querySelector('.holocron-lr-finder .freeze').value === ''")
+
+
+def test_a_saved_notebook_shows_the_curve_when_opened_again(lab, finished):
+    static = finished.locator("[data-static]")
+    assert not static.is_visible()
+    assert lab.ask("setattr(finder, 'lr', 0.04)") is None
+    finished.wait_for_function("() => document.querySelector('[data-static]').textContent.includes('4.0e-02')")
+    lab.command("docmanager:save")
+    finished.wait_for_function("!document.querySelector('.jp-mod-dirty')")
+    (lab.folder / "again.ipynb").write_text((lab.folder / "finder.ipynb").read_text())
+    again = lab.browser.new_page()
+    try:
+        again.goto(f"{lab.url}/lab/tree/again.ipynb?reset")
+        picture = again.locator("[data-static] img")
+        picture.wait_for(timeout=60_000)
+        assert picture.evaluate("i => i.naturalWidth > 500") and picture.get_attribute("alt").startswith("Training loss against")
+        assert "Chosen rate: 4.0e-02." in again.locator("[data-static]").inner_text()
+    finally:
+        again.close()
 
 
 def test_stop_ends_a_running_search_and_keeps_what_it_found(lab):
@@ -145,8 +164,10 @@ def test_the_chosen_rate_trains_with_live_curves_and_stops(lab):
     train = page.locator(".holocron-lr-finder .train")
     assert train.is_disabled(), "there is no rate to train with yet"
     assert lab.ask("setattr(finder, 'lr', 0.02)") is None
-    page.get_by_role("spinbutton", name="epochs").fill("3")
-    page.get_by_role("spinbutton", name="epochs").press("Enter")
+    epochs = page.get_by_role("spinbutton", name="epochs")
+    epochs.press("Control+A")
+    epochs.press_sequentially("3")
+    epochs.press("Enter")
     lab.until("finder.num_epochs == 3")
     press(page, "Train with 2.0e-2")
     page.locator(".holocron-lr-finder svg.training .raw").wait_for(state="attached", timeout=60_000)

@@ -2,6 +2,10 @@
 const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 720, HEIGHT = 300, SMALL = 200, LEFT = 56, RIGHT = 16, TOP = 14, BOTTOM = 44;
 const SHAPES = { "steepest": "M0-5A5 5 0 1 1 0 5A5 5 0 1 1 0-5Z", "valley": "M-6-4H6L0 6Z", "minimum/10": "M-6 4H6L0-6Z", "slide": "M-5-5H5V5H-5Z" };
+const MEANS = {
+  train_loss: { mark: "epoch-train", shape: "M-4-4H4V4H-4Z", label: "training" },
+  val_loss: { mark: "epoch-val", shape: "M0-5.5L5.5 0L0 5.5L-5.5 0Z", label: "validation" },
+};
 const KEYS = { ArrowRight: 0.05, ArrowUp: 0.05, ArrowLeft: -0.05, ArrowDown: -0.05, PageUp: 1, PageDown: -1 };
 
 const element = (name, attributes = {}, children = []) => {
@@ -132,11 +136,13 @@ const drawTraining = (svg, training) => {
   for (const step of shown) draw(svg, "text", { x: x(step), y: SMALL - BOTTOM + 16, "text-anchor": "middle" }, step);
   draw(svg, "text", { x: (LEFT + WIDTH - RIGHT) / 2, y: SMALL - 8, "text-anchor": "middle" }, "step");
   draw(svg, "path", { d: steps.map((step, i) => `M${x(step).toFixed(1)} ${y(losses[i]).toFixed(1)}h0`).join(""), class: "raw" });
-  for (const [name, mark] of Object.entries({ train_loss: "epoch-train", val_loss: "epoch-val" })) {
+  for (const [name, { mark, shape, label }] of Object.entries(MEANS)) {
     const points = epochs.filter((e) => Number.isFinite(e[name])).map((e) => [x(e.step).toFixed(1), y(e[name]).toFixed(1)]);
     if (!points.length) continue;
     draw(svg, "polyline", { points: points.map((p) => p.join(",")).join(" "), class: mark });
-    for (const [px, py] of points) draw(svg, "path", { d: "M-4-4H4V4H-4Z", transform: `translate(${px} ${py})`, class: mark });
+    for (const [px, py] of points) draw(svg, "path", { d: shape, transform: `translate(${px} ${py})`, class: mark });
+    const [px, py] = points.at(-1).map(Number), right = px > WIDTH - 110;
+    draw(svg, "text", { x: right ? px - 9 : px + 9, y: py + 4, "text-anchor": right ? "end" : "start" }, label);
   }
 };
 
@@ -186,7 +192,7 @@ function render({ model, el }) {
   for (const [key, value] of Object.entries({ viewBox: `0 0 ${WIDTH} ${SMALL}`, role: "img", class: "training" })) curves.setAttribute(key, value);
   const options = [element("label", {}, ["freeze until ", layer]), element("label", {}, ["weight decay of norms ", decay])];
   const legend = element("div", { class: "legend" });
-  el.append(element("div", { class: "holocron-lr-finder" }, [
+  el.append(element("div", { class: "holocron-lr-finder", "data-live": model.get("_key"), "data-lm-suppress-shortcuts": "true" }, [
     element("div", { class: "bar" }, [start, smoothing, ...options]), svg, legend, chips,
     element("div", { class: "bar" }, [train, element("label", {}, [epochs, " epochs"])]), curves, status,
   ]));
@@ -233,6 +239,7 @@ function render({ model, el }) {
 
   start.addEventListener("click", () => model.send({ kind: model.get("status") === "running" ? "stop" : "start" }));
   train.addEventListener("click", () => model.send({ kind: model.get("status") === "training" ? "stop" : "train" }));
+  for (const input of [decay, epochs]) input.addEventListener("keydown", (event) => { if (event.key === "Enter") input.blur(); });
   const store = (name, value) => { model.set(name, value); model.save_changes(); };
   layer.addEventListener("change", () => store("freeze_until", layer.value || null));
   decay.addEventListener("change", () => store("norm_weight_decay", decay.value === "" ? null : Math.max(0, Number(decay.value))));

@@ -6,8 +6,11 @@
 __all__ = ['LRFinder']
 
 # %% ../../nbs/widgets/lr_finder.ipynb #4c277aec
+import base64
+import io
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
@@ -15,11 +18,14 @@ from typing import Any
 import anywidget
 import matplotlib.pyplot as plt
 import traitlets
+from IPython.display import HTML
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..trainer import Trainer
 from ..trainer.callbacks import Callback
 from ..trainer.lr_finder import plot_lr_curve, smooth_losses, suggest_lrs
+from .lasting import display_lasting, lasting
 
 # %% ../../nbs/widgets/lr_finder.ipynb #69d852ba
 _EMPTY = {"lrs": [], "losses": [], "smooth": []}
@@ -59,6 +65,7 @@ class _FinderState(anywidget.AnyWidget):
     training = traitlets.Dict(_UNTRAINED).tag(sync=True)
     status = traitlets.Enum(["idle", "running", "stopped", "done", "training", "trained", "failed"], "idle").tag(sync=True)
     message = traitlets.Unicode().tag(sync=True)
+    _key = traitlets.Unicode().tag(sync=True)
 
     @traitlets.validate("lr")
     def _positive(self, proposal):
@@ -230,7 +237,30 @@ class LRFinder(_Training):
     ) -> None:
         num_it = min(100, len(trainer.train_loader)) if num_it is None else num_it
         options = {"freeze_until": freeze_until, "norm_weight_decay": norm_weight_decay}
-        super().__init__(trainer, start_lr=start_lr, end_lr=end_lr, num_it=num_it, **options)
+        super().__init__(trainer, start_lr=start_lr, end_lr=end_lr, num_it=num_it, _key=uuid.uuid4().hex, **options)
+        self._static, self._picture = None, ""
+        self.observe(self._keep, ["status", "lr"])
+
+    def _ipython_display_(self) -> None:
+        self._static = display_lasting(self, self._key, self._page())
+
+    def _keep(self, change: dict) -> None:
+        """Keeps what a saved notebook shows up to date: a picture a search, and a line."""
+        if change["name"] == "status" and change["new"] in ("done", "stopped", "failed") and self.curve["lrs"]:
+            figure, png = Figure(figsize=(7, 3.5), layout="constrained"), io.BytesIO()  # without pyplot, which isn't for threads
+            self.plot(figure.subplots())
+            figure.savefig(png, format="png")
+            self._picture = base64.b64encode(png.getvalue()).decode()
+        if self._static is not None and self.status not in ("running", "training"):
+            self._static.update(HTML(lasting(self._key, self._page())))
+
+    def _page(self) -> str:
+        if not self._picture:
+            return "<p>Learning-rate finder, not run yet.</p>"
+        found = ", ".join(f"{name} {lr:.1e}" for name, lr in self.suggestions.items())
+        chosen = "" if self.lr is None else f" Chosen rate: {self.lr:.1e}."
+        alternative = f"Training loss against learning rate; {found}"
+        return f'<p>Suggestions: {found}.{chosen}</p><img alt="{alternative}" src="data:image/png;base64,{self._picture}">'
 
     def __repr__(self) -> str:
         return f"LRFinder(lr={self.lr}, status={self.status!r}, steps={len(self.curve['lrs'])})"
