@@ -29,6 +29,15 @@ PROCESSES.set_forkserver_preload(["holocron_nb.trainer", "holocron_nb.optim.wrap
 STEPS = 3 * 11  # batches of an undisturbed run
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Here as in the processes: sums of another number of threads round differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 class Noisy(Dataset):
     """Images that are augmented by all three libraries' random numbers."""
 

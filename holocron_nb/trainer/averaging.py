@@ -67,7 +67,7 @@ class _Average(Callback):
 
 # %% ../../nbs/trainer/averaging.ipynb #32c1cbc9
 class EMA(_Average):
-    """Exponential moving average of weights and buffers, after each optimizer step; its metrics are recorded as "ema_...".
+    """Exponential moving average of weights and buffers, after each optimizer step; its metrics are recorded with the prefix `ema_`.
 
     Args:
         decay: weight of the past, in (0, 1); the average looks back about 1 / (1 - decay) steps.
@@ -93,7 +93,7 @@ class EMA(_Average):
 
 # %% ../../nbs/trainer/averaging.ipynb #074582ad
 class SWA(_Average):
-    """Mean of the weights at the ends of the last epochs; the metrics of the mean are recorded at the end as "swa_...".
+    """Mean of the weights at the ends of the last epochs; the metrics of the mean are recorded at the end with the prefix `swa_`.
 
     Args:
         start: first epoch whose end is averaged, counted from 1.
