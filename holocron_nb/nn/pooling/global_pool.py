@@ -6,11 +6,13 @@
 __all__ = ['GlobalAvgPool2d', 'GlobalMaxPool2d']
 
 # %% ../../../nbs/nn/pooling/global_pool.ipynb #1d8eaec8
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
 # %% ../../../nbs/nn/pooling/global_pool.ipynb #eb72c467
-class _GlobalPool2d(nn.Module):
+class _GlobalPool2d(nn.Module, ABC):
     """Reduces maps (N, C, H, W) over H and W."""
 
     def __init__(self, flatten: bool = False) -> None:
@@ -19,8 +21,9 @@ class _GlobalPool2d(nn.Module):
             raise TypeError(f"flatten: expected True or False, got {type(flatten).__name__}")
         self.flatten = flatten
 
+    @abstractmethod
     def _reduce(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """(N, C, H, W) to (N, C, 1, 1), or to (N, C) if `flatten`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, 1, 1), or to (N, C) if `flatten`."""
