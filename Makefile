@@ -7,7 +7,7 @@ STAMP := $(VENV)/.holocron_nb
 .PHONY: lab tour test docs export clean
 
 lab: $(STAMP)
-	$(BIN)/jupyter lab $(LAB_ARGS) tutorials/quicktour.ipynb
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/tutorials/quicktour.ipynb $(LAB_ARGS)
 
 tour: $(STAMP)
 	$(BIN)/python tests/notebooks.py --check --print tutorials/quicktour.ipynb
