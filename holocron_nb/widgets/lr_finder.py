@@ -210,8 +210,38 @@ class _Training(_Search):
             except ValueError as error:
                 self.message, self.status = str(error), "failed"
 
+# %% ../../nbs/widgets/lr_finder.ipynb #4bf1363c
+class _Lasting(_Training):
+    """The picture below the view, which takes its place where a saved notebook is read."""
+
+    def __init__(self, trainer: Trainer, **traits) -> None:
+        super().__init__(trainer, _key=uuid.uuid4().hex, **traits)
+        self._static, self._picture = None, ""
+        self.observe(self._keep, ["status", "lr"])
+
+    def _ipython_display_(self) -> None:
+        self._static = display_lasting(self, self._key, self._page())
+
+    def _keep(self, change: dict) -> None:
+        """Keeps what a saved notebook shows up to date: a picture a search, and a line."""
+        if change["name"] == "status" and change["new"] in ("done", "stopped", "failed") and self.curve["lrs"]:
+            figure, png = Figure(figsize=(7, 3.5), layout="constrained"), io.BytesIO()  # without pyplot, which isn't for threads
+            self.plot(figure.subplots())
+            figure.savefig(png, format="png")
+            self._picture = base64.b64encode(png.getvalue()).decode()
+        if self._static is not None and self.status not in ("running", "training"):
+            self._static.update(HTML(lasting(self._key, self._page())))
+
+    def _page(self) -> str:
+        if not self._picture:
+            return "<p>Learning-rate finder, not run yet.</p>"
+        found = ", ".join(f"{name} {lr:.1e}" for name, lr in self.suggestions.items())
+        chosen = "" if self.lr is None else f" Chosen rate: {self.lr:.1e}."
+        alternative = f"Training loss against learning rate; {found}"
+        return f'<p>Suggestions: {found}.{chosen}</p><img alt="{alternative}" src="data:image/png;base64,{self._picture}">'
+
 # %% ../../nbs/widgets/lr_finder.ipynb #572b48d7
-class LRFinder(_Training):
+class LRFinder(_Lasting):
     """A learning-rate range test to watch and choose from, and to train with the choice; displays itself in a notebook.
 
     Args:
@@ -237,30 +267,7 @@ class LRFinder(_Training):
     ) -> None:
         num_it = min(100, len(trainer.train_loader)) if num_it is None else num_it
         options = {"freeze_until": freeze_until, "norm_weight_decay": norm_weight_decay}
-        super().__init__(trainer, start_lr=start_lr, end_lr=end_lr, num_it=num_it, _key=uuid.uuid4().hex, **options)
-        self._static, self._picture = None, ""
-        self.observe(self._keep, ["status", "lr"])
-
-    def _ipython_display_(self) -> None:
-        self._static = display_lasting(self, self._key, self._page())
-
-    def _keep(self, change: dict) -> None:
-        """Keeps what a saved notebook shows up to date: a picture a search, and a line."""
-        if change["name"] == "status" and change["new"] in ("done", "stopped", "failed") and self.curve["lrs"]:
-            figure, png = Figure(figsize=(7, 3.5), layout="constrained"), io.BytesIO()  # without pyplot, which isn't for threads
-            self.plot(figure.subplots())
-            figure.savefig(png, format="png")
-            self._picture = base64.b64encode(png.getvalue()).decode()
-        if self._static is not None and self.status not in ("running", "training"):
-            self._static.update(HTML(lasting(self._key, self._page())))
-
-    def _page(self) -> str:
-        if not self._picture:
-            return "<p>Learning-rate finder, not run yet.</p>"
-        found = ", ".join(f"{name} {lr:.1e}" for name, lr in self.suggestions.items())
-        chosen = "" if self.lr is None else f" Chosen rate: {self.lr:.1e}."
-        alternative = f"Training loss against learning rate; {found}"
-        return f'<p>Suggestions: {found}.{chosen}</p><img alt="{alternative}" src="data:image/png;base64,{self._picture}">'
+        super().__init__(trainer, start_lr=start_lr, end_lr=end_lr, num_it=num_it, **options)
 
     def __repr__(self) -> str:
         return f"LRFinder(lr={self.lr}, status={self.status!r}, steps={len(self.curve['lrs'])})"
