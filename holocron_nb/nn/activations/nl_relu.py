@@ -14,13 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% ../../../nbs/nn/activations/nl_relu.ipynb #83363c99
+def _log1p(u: Tensor, out: Tensor | None = None) -> Tensor:
+    """ln(1 + u) of a tensor that may be overwritten."""
+    if u.is_cpu and u.dtype.itemsize >= 4:
+        return torch.log(u.add_(1), out=out)
+    return torch.log1p(u, out=out)
+
+
 class _NLReLUInPlace(torch.autograd.Function):
     """ln(1 + beta max(0, x)) written over x; the backward pass needs the output alone."""
 
     @staticmethod
     def forward(ctx, x: Tensor, beta: float) -> Tensor:
         ctx.mark_dirty(x)
-        x.clamp_min_(0).mul_(beta).log1p_()
+        _log1p(x.clamp_min_(0).mul_(beta), out=x)
         ctx.save_for_backward(x)
         ctx.beta = beta
         return x
@@ -64,11 +71,11 @@ def nl_relu(x: Tensor, beta: float = 1.0, inplace: bool = False) -> Tensor:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise TypeError(f"x: expected a floating tensor, got {x.dtype if isinstance(x, Tensor) else type(x).__name__}")
     if inplace and torch.compiler.is_compiling():  # a compiled graph loses the gradient of a function that overwrites its input
-        return x.copy_(nl_relu(x, beta))
+        return x.copy_(nl_relu(x.clone(), beta))
     if inplace:
         return _NLReLUInPlace.apply(x, beta)
-    active = F.relu(x)
-    return torch.log1p(active if beta == 1 else beta * active)
+    active = F.threshold(x, 0, 0)  # a ReLU whose result may be overwritten
+    return _log1p(active if beta == 1 else active.mul_(beta))
 
 
 class NLReLU(nn.Module):

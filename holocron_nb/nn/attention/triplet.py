@@ -78,9 +78,10 @@ class _ThreeZPools(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         maxima = [x.amax(dim) for dim in (1, 2, 3)]
-        pooled = [torch.stack([top, x.mean(dim)], dim=1) for dim, top in zip((1, 2, 3), maxima, strict=True)]
+        means = [x.mean(dim) for dim in (1, 2, 3)]
         ctx.save_for_backward(x, *maxima)
-        return pooled[0], pooled[1], pooled[2].transpose(2, 3)
+        front, above, side = (torch.stack(pair, dim=-1) for pair in zip(maxima, means, strict=True))
+        return tuple(maps.permute(0, 3, 1, 2) for maps in (front, above, side.transpose(1, 2).contiguous()))
 
     @staticmethod
     def backward(ctx, front, above, side):
