@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import broadcast, extract_model_from_parallel, gather_object
+from accelerate.utils import DistributedType, broadcast, extract_model_from_parallel, gather_object
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
@@ -124,6 +124,8 @@ class _Setup:
             self.criterion.to(self.device)
         model = self.model if self.compile is False else torch.compile(self.model, **({} if self.compile is True else self.compile))
         self._model, self._optimizer = self.accelerator.prepare(model, self.optimizer)
+        kinds = DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU
+        self._plain = self.accelerator.scaler is None and self.accelerator.distributed_type in kinds
 
     def to_cuda(
         self, x: Tensor | list[Tensor], target: Tensor | list[dict[str, Tensor]]
@@ -277,16 +279,19 @@ class _Steps(_Checkpointed):
         left_out = self.skip_nan_loss and self._is_left_out(loss)
         if not left_out:
             with nullcontext() if update else self.accelerator.no_sync(self._model):
-                self.accelerator.backward(loss / share if share > 1 else loss)
+                self._backward(loss / share if share > 1 else loss)
         if update:
             self._update()
         self.step += 1
         return None if left_out else loss.detach()
 
+    def _backward(self, loss: Tensor) -> None:
+        loss.backward() if self._plain else self.accelerator.backward(loss)
+
     def _update(self) -> None:
         if self.gradient_clip is not None:
             self.accelerator.clip_grad_norm_((p for g in self.optimizer.param_groups for p in g["params"]), self.gradient_clip)
-        self._optimizer.step()
+        (self.optimizer if self._plain else self._optimizer).step()
         self.optimizer.zero_grad()
         if self.scheduler is not None and not self._optimizer.step_was_skipped:
             self.scheduler.step()
