@@ -253,8 +253,8 @@ def test_decisions_survive_filters_pages_and_another_view(lab, page):
     page.evaluate(NOTE_STATUS)
     choose(page, "Split", "train")
     expect(page.get_by_label("Split", exact=True)).to_have_value("train")
-    assert page.evaluate("window.seen").count("Going over the 40 samples of train ...") == 1
     page.wait_for_function("document.querySelector('.hn-gallery .hn-card').dataset.key.startsWith('train')")
+    assert page.evaluate("window.seen").count("Going over the 40 samples of train ...") == 1
     choose(page, "Split", "val")
     expect(card(page, first).locator(".hn-badge")).to_contain_text("deleted")
     page.evaluate("window.jupyterapp.commands.execute('inspector:close').catch(() => null)")

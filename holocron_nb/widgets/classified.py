@@ -7,7 +7,7 @@ __all__ = ['noting_own', 'ClassifiedSample', 'Classified']
 
 # %% ../../nbs/widgets/classified.ipynb #28489983
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..trainer.classification import keep_worst
 from ..utils.datasets import BatchLoader, sample_path
 from ..viz import grad_cam
 from .pictures import input_picture, model_input, overlay, strongest
-from .tasks import Task
+from .tasks import Task, class_names
 
 # %% ../../nbs/widgets/classified.ipynb #5a1607f4
 def noting_own(batches: Iterator[tuple[Tensor, ...]], sums: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -72,11 +72,11 @@ class _Scored(Task):
     relabels = True
 
     @torch.inference_mode()
-    def count_classes(self, loader: BatchLoader | DataLoader) -> int:
-        """Number of the model's outputs; two for a single one, whose answer is yes or no."""
+    def name_classes(self, classes: Sequence[str] | None, loader: BatchLoader | DataLoader) -> list[str]:
+        """One for each of the model's outputs; two for a single output, whose answer is yes or no."""
         outputs = self.trainer.model.eval()(model_input(loader, 0).to(self.trainer.device)).numel()
         self._explained = self.trainer.model if outputs > 1 else _NoAndYes(self.trainer.model)
-        return max(2, outputs)
+        return class_names(classes, loader.dataset, max(2, outputs))
 
     @torch.inference_mode()
     def score(self, loader: BatchLoader | DataLoader, num_samples: int) -> list[ClassifiedSample]:

@@ -22,7 +22,7 @@ from ..trainer.segmentation import confusion_counts
 from ..utils.datasets import sample_path
 from ..viz import to_pil
 from .pictures import input_picture, one_batch
-from .tasks import Task
+from .tasks import Task, class_names
 
 # %% ../../nbs/widgets/segmented.ipynb #9170e22d
 def image_confusions(prediction: Tensor, target: Tensor, num_classes: int, ignored: tuple[int, ...]) -> Tensor:
@@ -128,9 +128,9 @@ class _Scored(Task):
         "worst class": lambda s: _last(-s.worst_iou),
     }
 
-    def count_classes(self, loader) -> int:
-        """Number of classes that the trainer was told."""
-        return self.trainer.num_classes
+    def name_classes(self, classes: Sequence[str] | None, loader) -> list[str]:
+        """One for each class that the trainer was told of."""
+        return class_names(classes, loader.dataset, self.trainer.num_classes)
 
     @property
     def _ignored(self) -> tuple[int, ...]:

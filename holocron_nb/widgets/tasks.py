@@ -6,6 +6,7 @@
 __all__ = ['split_loader', 'class_names', 'naming_broken_files', 'Task']
 
 # %% ../../nbs/widgets/tasks.ipynb #ad79800c
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -85,7 +86,7 @@ def _broken(dataset: Any):
             yield index, error
 
 # %% ../../nbs/widgets/tasks.ipynb #06c5bd5f
-class Task:
+class Task(ABC):
     """What a gallery asks of a task; base of those for classification, segmentation and detection.
 
     Args:
@@ -103,37 +104,33 @@ class Task:
         self.trainer, self.mean, self.std, self.layer = trainer, mean, std, layer
         self.classes = self.name_classes(classes, loader)
 
+    @abstractmethod
     def name_classes(self, classes: Sequence[str] | None, loader: BatchLoader | DataLoader) -> list[str]:
-        """A name for each class."""
-        return class_names(classes, loader.dataset, self.count_classes(loader))
+        """A name for each class; the data set's own where `classes` is None."""
 
-    def count_classes(self, loader: BatchLoader | DataLoader) -> int:
-        """Number of classes that the model tells apart."""
-        raise NotImplementedError
-
+    @abstractmethod
     def score(self, loader: BatchLoader | DataLoader, num_samples: int) -> list[Any]:
         """The worst samples of one pass, the one with the largest loss first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def labels(self, sample: Any) -> tuple[set[int], set[int]]:
         """The classes that a sample is labelled with, and those predicted for it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def facts(self, sample: Any) -> list[tuple[str, str, str, bool]]:
         """Lines of a card: name, value, a number beside the value, and whether the number speaks of an error."""
-        raise NotImplementedError
 
+    @abstractmethod
     def words(self, sample: Any) -> str:
         """A sample in words."""
-        raise NotImplementedError
 
+    @abstractmethod
     def record(self, sample: Any) -> dict[str, Any]:
         """What a decision notes of a sample: target, prediction, probability, loss, margin."""
-        raise NotImplementedError
 
+    @abstractmethod
     def views(self, loader: BatchLoader | DataLoader, sample: Any) -> list[tuple[str, Callable[[], tuple[Image.Image, str]]]]:
         """The pictures beside the original in the large view: a title, and a function that draws the picture and says it in words."""
-        raise NotImplementedError
 
     def original(self, loader: BatchLoader | DataLoader, sample: Any) -> Image.Image:
         """The picture of a sample as it is in the data set."""
