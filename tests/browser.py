@@ -1,4 +1,4 @@
-"""JupyterLab in headless Chromium, for the widgets' tests: a page as a user sees it, and the kernel behind it.
+"""JupyterLab and Notebook 7 in headless Chromium, for the widgets' tests: a page as a user sees it, and the kernel behind it.
 
     def test_something(lab):
         page = lab.open("some.ipynb", ["from holocron_nb.widgets import LRFinder", "LRFinder(trainer)"])
@@ -38,6 +38,8 @@ def find_chromium():
 class Lab:
     """A JupyterLab server with a browser; one notebook open at a time."""
 
+    module, application, path = "jupyterlab", "LabApp", "lab/tree/{}?reset"
+
     def __init__(self, folder, browser):
         self.folder, self.browser, self.page, self._client, self._session = Path(folder), browser, None, None, None
         news = self.folder / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
@@ -54,13 +56,13 @@ class Lab:
             "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
         }  # fmt: skip
         command = [
-            sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.token=", "--ServerApp.disable_check_xsrf=True",
-            "--ServerApp.ip=127.0.0.1", f"--port={port}", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={self.folder}",
+            sys.executable, "-m", self.module, "--no-browser", "--allow-root", "--ServerApp.token=", "--ServerApp.disable_check_xsrf=True",
+            "--ServerApp.ip=127.0.0.1", f"--port={port}", f"--{self.application}.expose_app_in_browser=True", f"--ServerApp.root_dir={self.folder}",
         ]  # fmt: skip
         streams = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
         with open(self.folder / "server.log", "w") as log:
             self.server = subprocess.Popen(command, env=environment, stdout=log, start_new_session=True, **streams)
-        self._wait(lambda: self._request("api"), "JupyterLab did not start")
+        self._wait(lambda: self._request("api"), f"{self.module} did not start")
 
     def _request(self, path, method="GET"):
         """What the server answers at an address of its REST interface."""
@@ -93,7 +95,7 @@ class Lab:
         }  # fmt: skip
         (self.folder / name).write_text(json.dumps(notebook))
         self.page = self.browser.new_page(viewport={"width": width, "height": height})
-        self.page.goto(f"{self.url}/lab/tree/{name}?reset")
+        self.page.goto(f"{self.url}/{self.path.format(name)}")
         self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=START_SECONDS * 1000)
         sessions = self._wait(lambda: [s for s in self._request("api/sessions") if s["path"] == name and s["kernel"]], "no kernel started")
         self._session = sessions[0]["id"]
@@ -152,6 +154,12 @@ class Lab:
         self.server.wait()
 
 
+class Notebook7(Lab):
+    """A server of Notebook 7, the classic one document a page."""
+
+    module, application, path = "notebook", "JupyterNotebookApp", "notebooks/{}"
+
+
 @pytest.fixture(scope="session")
 def browser():
     """Headless Chromium."""
@@ -170,3 +178,11 @@ def lab(browser, tmp_path_factory):
     lab = Lab(tmp_path_factory.mktemp("lab"), browser)
     yield lab
     lab.stop()
+
+
+@pytest.fixture(scope="session")
+def notebook7(browser, tmp_path_factory):
+    """A Notebook 7, shared by the tests of one process."""
+    server = Notebook7(tmp_path_factory.mktemp("notebook7"), browser)
+    yield server
+    server.stop()

@@ -5,4 +5,4 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from browser import browser, lab  # noqa: E402, F401  (fixtures)
+from browser import browser, lab, notebook7  # noqa: E402, F401  (fixtures)

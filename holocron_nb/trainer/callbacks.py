@@ -151,11 +151,17 @@ class Tracking(Callback):
     """Logs rate, training loss and metrics after each epoch.
 
     Args:
-        tracker: an `accelerate.tracking.GeneralTracker`, such as `TensorBoardTracker("run", "logs")`: anything with `log(values, step)`.
+        tracker: an `accelerate.tracking.GeneralTracker`, such as `TensorBoardTracker("run", "logs")`, started or not;
+            anything with `log(values, step)` will do.
     """
 
     def __init__(self, tracker: Any) -> None:
         self.tracker = tracker
+
+    def on_start(self, trainer: Any) -> None:
+        waits = hasattr(self.tracker, "start") and not hasattr(self.tracker, "tracker")  # Accelerate's trackers open their log late
+        if waits and trainer.accelerator.is_main_process:
+            self.tracker.start()
 
     def on_epoch_end(self, trainer: Any, metrics: dict[str, float]) -> None:
         if trainer.accelerator.is_main_process:

@@ -192,7 +192,7 @@ function render({ model, el }) {
   for (const [key, value] of Object.entries({ viewBox: `0 0 ${WIDTH} ${SMALL}`, role: "img", class: "training" })) curves.setAttribute(key, value);
   const options = [element("label", {}, ["freeze until ", layer]), element("label", {}, ["weight decay of norms ", decay])];
   const legend = element("div", { class: "legend" });
-  el.append(element("div", { class: "holocron-lr-finder", "data-live": model.get("_key"), "data-lm-suppress-shortcuts": "true" }, [
+  el.append(element("div", { class: "holocron-lr-finder", "data-live": model.get("_key") }, [
     element("div", { class: "bar" }, [start, smoothing, ...options]), svg, legend, chips,
     element("div", { class: "bar" }, [train, element("label", {}, [epochs, " epochs"])]), curves, status,
   ]));
@@ -258,6 +258,12 @@ function render({ model, el }) {
     event.stopPropagation();
     choose(to);
   });
+  // JupyterLab and Notebook look for shortcuts before we do, from the focused element upwards, and end where this attribute stands:
+  // those with Ctrl, such as saving, they may have
+  const share = (event) => {
+    if (el.contains(event.target)) event.target.toggleAttribute("data-lm-suppress-shortcuts", !(event.ctrlKey || event.metaKey));
+  };
+  window.addEventListener("keydown", share, true);
   let waiting = false;
   const soon = () => {
     if (waiting) return;
@@ -268,6 +274,7 @@ function render({ model, el }) {
   model.on("change:suggestions", updateChips);
   update();
   updateChips();
+  return () => window.removeEventListener("keydown", share, true);
 }
 
 export default { render };

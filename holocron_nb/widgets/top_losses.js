@@ -314,7 +314,7 @@ function render({ model, el }) {
     status.classList.toggle("hn-error", message.startsWith("Not done"));
   };
 
-  const root = make("div", { class: "hn-top-losses", role: "region", "aria-label": "Top losses", "data-live": model.get("_key"), "data-lm-suppress-shortcuts": "true" },
+  const root = make("div", { class: "hn-top-losses", role: "region", "aria-label": "Top losses", "data-live": model.get("_key") },
     heading, toolbar, gallery, large, make("div", { class: "hn-row hn-foot" }, undo, tally, refresh), files, status, help);
 
   // ---- keys: those of the notebook around us ("D D" deletes a cell) must not see ours
@@ -357,8 +357,11 @@ function render({ model, el }) {
     }
   });
 
-  // JupyterLab looks for its shortcuts before we do, and not at all where this attribute stands: those with Ctrl, such as saving, it may have
-  const share = (event) => root.toggleAttribute("data-lm-suppress-shortcuts", !(event.ctrlKey || event.metaKey));
+  // JupyterLab and Notebook look for shortcuts before we do, from the focused element upwards, and end where this attribute stands:
+  // those with Ctrl, such as saving, they may have
+  const share = (event) => {
+    if (root.contains(event.target)) event.target.toggleAttribute("data-lm-suppress-shortcuts", !(event.ctrlKey || event.metaKey));
+  };
   window.addEventListener("keydown", share, true);
 
   const draw = () => {
