@@ -203,20 +203,23 @@ class _Checkpointed(_Shared):
             write_checkpoint(state, output_file)
 
     def _state(self) -> dict[str, Any]:
-        scaler, (freeze_until, norm_weight_decay) = self.accelerator.scaler, self._groups
+        scaler, (freeze_until, norm_weight_decay), position = self.accelerator.scaler, self._groups, self._position
+        sums = self._of_each((position.total.cpu(), position.count))
         return {
             "epoch": self.epoch, "step": self.step, "min_loss": self.min_loss, "history": self.history,
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else {}, "scaler": scaler.state_dict() if scaler else {},
             "freeze_until": freeze_until, "norm_weight_decay": norm_weight_decay,
-            "run": self._run, "position": dict(vars(self._position)), "nan_count": self._nan_count,
+            "run": self._run, "position": {"batch": position.batch, "random": position.random, "sums": sums}, "nan_count": self._nan_count,
             "callbacks": [callback.state_dict() for callback in self.callbacks], "random": self._random_states(),
         }  # fmt: skip
 
     def _random_states(self) -> list[dict[str, Any]]:
-        """Those of each process."""
-        states = [random_state(*self._loaders())]
-        return states if self.accelerator.num_processes == 1 else gather_object(states)
+        return self._of_each(random_state(*self._loaders()))
+
+    def _of_each(self, value: Any) -> list[Any]:
+        """The value of each process."""
+        return [value] if self.accelerator.num_processes == 1 else gather_object([value])
 
     def load(self, state: dict[str, Any] | str | Path) -> None:
         """Takes back a checkpoint.
@@ -464,7 +467,9 @@ class _Resumed(_Evaluated):
     def _take_up(self, state: dict[str, Any]) -> None:
         self.load(state)
         self._run, self._nan_count = state["run"], state["nan_count"]
-        self._position = _Position(**{**state["position"], "total": state["position"]["total"].to(self.device)})
+        position = state["position"]
+        total, count = position["sums"][self.accelerator.process_index]
+        self._position = _Position(total.to(self.device), count, position["batch"], position["random"])
         self.scheduler.load_state_dict(state["scheduler"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
