@@ -49,6 +49,7 @@ def gallery(notebook7):
 
 def test_the_gallery_shows_pictures_and_decides_by_mouse_and_key_with_undo(notebook7, gallery):
     gallery.wait_for_function("[...document.querySelectorAll('.hn-gallery img')].filter(i => i.naturalWidth > 0).length === 8")
+    assert gallery.evaluate("[...document.querySelectorAll('.hn-card')].every(card => card.scrollWidth <= card.clientWidth)"), "all fits on a card"
     first, second = gallery_page.indices(gallery)[:2]
     gallery_page.card(gallery, first).get_by_role("button", name="Delete").click()
     expect(gallery_page.card(gallery, first).locator(".hn-badge")).to_contain_text("deleted")
