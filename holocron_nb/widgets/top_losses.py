@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import anywidget
@@ -434,7 +435,8 @@ def plot_page(top: "_Exported", ncols: int = 6) -> Figure:
         raise ValueError("filter: no sample passes the filters; filter() shows all")
     ncols = min(ncols, len(page))
     nrows = -(-len(page) // ncols)
-    texts = ["\n".join(_lines(top, s)) for s in page]
+    room = int(17 * 7.5 / ncols)  # letters beside one another
+    texts = ["\n".join(fill(line, room) for line in _lines(top, s)) for s in page]
     above = 0.13 * (2 + max(text.count("\n") for text in texts))
     figure, axes = subplots(nrows, ncols, width=7.5, height=nrows * (7.5 / ncols + above), squeeze=False)
     for ax in axes.flat:
