@@ -18,7 +18,7 @@ STYLE = """
 """
 
 
-def lasting(key: str, picture: str) -> str:
+def lasting(key: str, picture: str) -> HTML:
     """HTML that shows itself only where no element is marked `data-live` with the same key.
 
     Args:
@@ -30,7 +30,7 @@ def lasting(key: str, picture: str) -> str:
     """
     if not key.isalnum():
         raise ValueError(f"key: expected letters and digits, got {key!r}")
-    return f'<div data-static="{key}"><style>{STYLE.replace("KEY", key)}</style>{picture}</div>'
+    return HTML(f'<div data-static="{key}"><style>{STYLE.replace("KEY", key)}</style>{picture}</div>')
 
 
 def display_lasting(widget: Any, key: str, picture: str) -> DisplayHandle | None:
@@ -42,9 +42,9 @@ def display_lasting(widget: Any, key: str, picture: str) -> DisplayHandle | None
         picture: HTML.
 
     Returns:
-        The handle of the picture: `handle.update(HTML(lasting(key, ...)))` replaces it. None where nothing is displayed, outside IPython.
+        The handle of the picture: `handle.update(lasting(key, ...))` replaces it. None where nothing is displayed, outside IPython.
     """
     bundle = widget._repr_mimebundle_()
     data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
     display(data, metadata=metadata, raw=True)
-    return display(HTML(lasting(key, picture)), display_id=True)
+    return display(lasting(key, picture), display_id=True)

@@ -18,7 +18,6 @@ from typing import Any
 import anywidget
 import matplotlib.pyplot as plt
 import traitlets
-from IPython.display import HTML
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -230,7 +229,7 @@ class _Lasting(_Training):
             figure.savefig(png, format="png")
             self._picture = base64.b64encode(png.getvalue()).decode()
         if self._static is not None and self.status not in ("running", "training"):
-            self._static.update(HTML(lasting(self._key, self._page())))
+            self._static.update(lasting(self._key, self._page()))
 
     def _page(self) -> str:
         if not self._picture:

@@ -18,7 +18,6 @@ from typing import Any
 
 import anywidget
 import traitlets
-from IPython.display import HTML
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
@@ -225,7 +224,7 @@ class _Shown(_Pictured):
                 self._draw_thumbnails(cards)
                 self._draw_large()
         if self._static:
-            self._static.update(HTML(lasting(self._key, static_page(self))))
+            self._static.update(lasting(self._key, static_page(self)))
 
     def _card(self, s: Any) -> dict[str, Any]:
         made, record = self.decision(s.index), self._task.record(s)
