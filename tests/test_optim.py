@@ -11,6 +11,7 @@ import pickle
 
 import pytest
 import torch
+from steps import assert_near, assert_same, gradients, parameters, walk
 from torch import nn
 from torch.nn import functional as F
 
@@ -37,7 +38,6 @@ ELEMENTWISE = {"AdaBelief", "Adan", "AdEMAMix"}  # no element of a tensor knows 
 CLASSES = {name: getattr(optim, name) for name in optim.__all__}
 CLASSES = {name: cls for name, cls in CLASSES.items() if issubclass(cls, optim.ForeachOptimizer) and not inspect.isabstract(cls)}
 ROWS = [(name, options) for name in CLASSES for options in ({}, *OPTIONS.get(name, []))]
-SHAPES = [(7, 5), (5,), (3, 2, 2), (1,), ()]
 
 
 @pytest.fixture(params=ROWS, ids=lambda row: "-".join([row[0], *row[1]]))
@@ -59,35 +59,6 @@ def cls(request):
 
 def test_options_are_of_optimizers_that_exist():
     assert {*OPTIONS, *ELEMENTWISE, *GOLDEN} <= CLASSES.keys()
-
-
-def parameters(dtype=torch.float32, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64).to(dtype)) for s in SHAPES]
-
-
-def gradients(params, step, scale=1.0):
-    generator = torch.Generator().manual_seed(100 + step)
-    for p in params:
-        p.grad = (scale * torch.randn(p.shape, generator=generator, dtype=torch.float64)).to(p.dtype)
-
-
-def walk(optimizer, params, steps):
-    for step in steps:
-        gradients(params, step)
-        optimizer.step()
-    return [p.detach().clone() for p in params]
-
-
-def assert_same(first, second):
-    for a, b in zip(first, second, strict=True):
-        assert a.dtype == b.dtype
-        assert torch.equal(a, b)
-
-
-def assert_near(first, second, **tolerance):
-    for a, b in zip(first, second, strict=True):
-        torch.testing.assert_close(a, b, **tolerance)
 
 
 # State
@@ -322,7 +293,7 @@ def test_compiled_step(build):
             gradients(compiled, index)
             step()
     assert_near(compiled, path, rtol=1e-9, atol=1e-11)
-    assert [int(optimizer.state[p]["step"]) for p in compiled] == [5] * len(SHAPES)
+    assert [int(optimizer.state[p]["step"]) for p in compiled] == [5] * len(compiled)
 
 
 def test_flattened_parameters(build):

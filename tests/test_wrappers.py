@@ -11,6 +11,7 @@ import pickle
 import pytest
 import torch
 from accelerate import Accelerator
+from steps import assert_near, assert_same, gradients, parameters, walk
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.nn import functional as F
@@ -28,7 +29,6 @@ BASES = {
     "AdaBelief": lambda p, **kw: optim.AdaBelief(p, **{"lr": 0.1, **kw}),
 }
 WRAPPERS = {"Lookahead": Lookahead, "Scout": Scout}  # Scout measures only below `highest_rate(period)`: 0.33 for four steps
-SHAPES = [(7, 5), (5,), (3, 2, 2), (1,), ()]
 
 
 @pytest.fixture(params=list(BASES))
@@ -39,35 +39,6 @@ def base(request):
 @pytest.fixture(params=list(WRAPPERS))
 def wrap(request):
     return WRAPPERS[request.param]
-
-
-def parameters(dtype=torch.float32, shapes=SHAPES):
-    generator = torch.Generator().manual_seed(0)
-    return [nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64).to(dtype)) for s in shapes]
-
-
-def gradients(params, step):
-    generator = torch.Generator().manual_seed(100 + step)
-    for p in params:
-        p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
-
-
-def walk(optimizer, params, steps):
-    for step in steps:
-        gradients(params, step)
-        optimizer.step()
-    return [p.detach().clone() for p in params]
-
-
-def assert_same(first, second):
-    for a, b in zip(first, second, strict=True):
-        assert a.dtype == b.dtype
-        assert torch.equal(a, b)
-
-
-def assert_near(first, second, **tolerance):
-    for a, b in zip(first, second, strict=True):
-        torch.testing.assert_close(a, b, **tolerance)
 
 
 # What it computes
@@ -558,7 +529,7 @@ def scouts(params, **kw):
 
 
 def test_scout_measures_what_the_rule_says():
-    params = parameters(torch.float64, [(40, 50), (7,), (30,)])
+    params = parameters(torch.float64, shapes=[(40, 50), (7,), (30,)])
     optimizer = scouts(params, samples=None)
     weights = [walk(optimizer, params, [])]
     for step in range(6):
