@@ -54,11 +54,12 @@ class ProgressBar(Callback):
     def on_batch_end(self, trainer: Any, loss: Tensor | None) -> None:
         if self._bar is None:
             title, hidden = f"epoch {trainer.epoch + 1}", not trainer.accelerator.is_local_main_process
-            self._bar = tqdm(total=trainer.num_batches, initial=trainer.batch - 1, desc=title, leave=False, disable=hidden)
-        self._bar.update()
+            where = {"total": trainer.num_batches, "initial": trainer.batch - 1}
+            self._bar = tqdm(**where, desc=title, mininterval=0.5, leave=False, disable=hidden)  # drawing takes longer than a small step
         if trainer.recent_loss is not self._shown:
             self._shown = trainer.recent_loss
-            self._bar.set_postfix(loss=self._shown)
+            self._bar.set_postfix(loss=self._shown, refresh=False)
+        self._bar.update()
         if trainer.batch == trainer.num_batches:
             self.on_end(trainer)
 

@@ -46,18 +46,21 @@ class _Blur(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, stride):
         before, after = (weight.shape[-1] - 1) // 2, weight.shape[-1] // 2
+        unread = [(size - 1) % stride for size in x.shape[2:]]  # last rows and columns that no window reaches
+        below, right = (max(after - lines, 0) for lines in unread)
         ctx.save_for_backward(weight)
-        ctx.stride, ctx.sizes = stride, x.shape[2:]
-        return F.conv2d(F.pad(x, (before, after, before, after), mode="reflect"), weight, stride=stride, groups=len(weight))
+        ctx.stride, ctx.before, ctx.after = stride, before, (below, right)
+        ctx.beyond = [max(lines - after, 0) for lines in unread]
+        return F.conv2d(F.pad(x, (before, right, before, below), mode="reflect"), weight, stride=stride, groups=len(weight))
 
     @staticmethod
     def backward(ctx, gradient):
         (weight,) = ctx.saved_tensors
-        before, after = (weight.shape[-1] - 1) // 2, weight.shape[-1] // 2
-        unread = [(size - 1) % ctx.stride for size in ctx.sizes]  # last rows and columns that no window reaches
         weight = weight.to(gradient.dtype)  # autocast may have changed it
-        gradient = F.conv_transpose2d(gradient, weight, stride=ctx.stride, output_padding=unread, groups=len(weight))
-        return _fold(_fold(gradient, before, after, 2), before, after, 3), None, None
+        gradient = F.conv_transpose2d(gradient, weight, stride=ctx.stride, output_padding=ctx.beyond, groups=len(weight))
+        for dim, after in zip((2, 3), ctx.after, strict=True):
+            gradient = _fold(gradient, ctx.before, after, dim)
+        return gradient, None, None
 
 # %% ../../../nbs/nn/pooling/blur_pool.ipynb #83f76e37
 def _positive(name: str, value: int, least: int) -> None:
